@@ -1,0 +1,173 @@
+"""Collections are BEIR folders: `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`), `qrels/SPLIT.tsv`.
+
+Each file may be plain or `.gz`. Everything is checked while it is read; an error names the file and the line.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from drama_models.errors import CollectionError
+from drama_models.folders import atomic_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+QRELS_HEADER = ("query-id", "corpus-id", "score")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of a collection."""
+
+    id: str
+    title: str
+    text: str
+
+    @property
+    def content(self) -> str:
+        """Title and text joined by a space: what is encoded and what BM25 reads."""
+        return f"{self.title} {self.text}".strip()
+
+
+class Collection:
+    """A BEIR folder, read lazily.
+
+    Args:
+        folder: the collection's folder.
+
+    Raises:
+        CollectionError: the folder has no corpus file.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._corpus_file = self._file("corpus.jsonl")
+
+    def documents(self) -> Iterator[Document]:
+        """The documents in file order, one at a time; only their ids are held in memory.
+
+        Raises:
+            CollectionError: broken line, missing field, or a document id that was there before.
+        """
+        for line, record in self._records(self._corpus_file):
+            title, text = record.get("title") or "", record.get("text")
+            if not isinstance(title, str) or not isinstance(text, str):
+                raise CollectionError(f"{self._corpus_file}, line {line}: `title` and `text` must be strings.")
+            yield Document(record["_id"], title, text)
+
+    def queries(self) -> dict[str, str]:
+        """Query text by id, in file order.
+
+        Raises:
+            CollectionError: no queries file, broken line, missing field or duplicate id.
+        """
+        path = self._file("queries.jsonl")
+        queries = {}
+        for line, record in self._records(path):
+            if not isinstance(record.get("text"), str):
+                raise CollectionError(f"{path}, line {line}: `text` must be a string.")
+            queries[record["_id"]] = record["text"]
+        return queries
+
+    def qrels(self, split: str) -> dict[str, dict[str, int]]:
+        """Judgements of a split: query id to document id to grade, the ids checked against queries and corpus.
+
+        Raises:
+            CollectionError: no such split (the message lists those there are), a malformed line, or an unknown id.
+        """
+        path = self._file(f"qrels/{split}.tsv", f"it has the splits: {', '.join(self.splits()) or 'none'}")
+        known_queries = self.queries()
+        known_documents = {record["_id"] for _, record in self._records(self._corpus_file)}
+        qrels: dict[str, dict[str, int]] = {}
+        with _open_text(path) as file:
+            for number, line in enumerate(file, start=1):
+                fields = line.rstrip("\n").split("\t")
+                if tuple(fields) == QRELS_HEADER or not line.strip():
+                    continue
+                query, document, grade = _judgement(fields, path, number)
+                if query not in known_queries:
+                    raise CollectionError(f"{path}, line {number}: query {query!r} is not in queries.jsonl.")
+                if document not in known_documents:
+                    raise CollectionError(f"{path}, line {number}: document {document!r} is not in corpus.jsonl.")
+                qrels.setdefault(query, {})[document] = grade
+        return qrels
+
+    def splits(self) -> list[str]:
+        """Names of the splits that have judgements."""
+        return sorted({path.name.partition(".")[0] for path in self.folder.glob("qrels/*.tsv*")})
+
+    @staticmethod
+    def write(
+        folder: str | Path,
+        documents: Iterable[Mapping[str, Any]],
+        queries: Mapping[str, str] | None = None,
+        qrels: Mapping[str, Mapping[str, Mapping[str, int]]] | None = None,
+    ) -> Collection:
+        """Write a collection folder, complete or not at all.
+
+        Args:
+            folder: where to.
+            documents: mappings with `_id`, `title`, `text`; further keys such as `metadata` are kept.
+            queries: text by id.
+            qrels: split to query id to document id to grade.
+        """
+        with atomic_folder(folder) as partial:
+            _write_lines(partial / "corpus.jsonl", documents)
+            _write_lines(partial / "queries.jsonl", ({"_id": key, "text": text} for key, text in (queries or {}).items()))
+            (partial / "qrels").mkdir()
+            for split, judgements in (qrels or {}).items():
+                rows = [(query, *pair) for query, graded in judgements.items() for pair in graded.items()]
+                lines = ["\t".join(map(str, row)) + "\n" for row in (QRELS_HEADER, *rows)]
+                (partial / "qrels" / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
+        return Collection(folder)
+
+    def _file(self, name: str, otherwise: str = "a collection has corpus.jsonl, queries.jsonl and qrels/") -> Path:
+        for path in (self.folder / name, self.folder / f"{name}.gz"):
+            if path.is_file():
+                return path
+        raise CollectionError(f"There is no {name} (or .gz) in {self.folder}; {otherwise}.")
+
+    @staticmethod
+    def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Line number and object of every line, ids checked to be strings that occur once."""
+        seen: dict[str, int] = {}
+        with _open_text(path) as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise CollectionError(f"{path}, line {number}: not valid JSON ({error.msg}).") from None
+                key = record.get("_id") if isinstance(record, dict) else None
+                if not isinstance(key, str):
+                    raise CollectionError(f"{path}, line {number}: expected an object with a string `_id`.")
+                if key in seen:
+                    raise CollectionError(f"{path}, line {number}: id {key!r} was used in line {seen[key]}; ids are unique.")
+                seen[key] = number
+                yield number, record
+
+
+def _judgement(fields: list[str], path: Path, number: int) -> tuple[str, str, int]:
+    try:
+        query, document, grade = fields
+        return query, document, int(grade)
+    except ValueError:
+        raise CollectionError(
+            f"{path}, line {number}: expected query id, document id and a whole-number grade, separated by tabs."
+        ) from None
+
+
+def _open_text(path: Path) -> IO[str]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    return cast(IO[str], opener(path, "rt", encoding="utf-8", newline="\n"))
+
+
+def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -1,0 +1,70 @@
+"""Everything that can go wrong through no fault of our code: one class per cause, each message a sentence with the fix.
+
+    DramaError
+    ├── MissingExtraError (ImportError)         an optional package is not installed
+    ├── ModelFolderError (ValueError)           a model folder is incomplete, damaged or of the wrong shape
+    │   └── AttentionDirectionError             its attention direction cannot be honoured here
+    ├── TextError (TypeError)                   something that is not text was passed to be encoded
+    ├── DimensionError (ValueError)             an embedding size that the model does not have
+    ├── CollectionError (ValueError)            a collection, run or example file is malformed
+    ├── IndexFolderError (ValueError)           an index folder is damaged, or belongs to another model
+    ├── RecipeError (ValueError)                a recipe has an unknown or wrong field
+    ├── CorpusError (ValueError)                a text corpus is empty or does not fit the model
+    ├── ShapeError (ValueError)                 a pruning target that the source model cannot be cut to
+    └── TrainingError (RuntimeError)            a run had to stop (non-finite loss, masks not converged)
+
+The command line prints the message of a `DramaError` and exits with code 2; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class DramaError(Exception):
+    """Base of all errors that a user can mend."""
+
+
+class MissingExtraError(DramaError, ImportError):
+    """An optional package is needed here and not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs packages that are not installed: pip install 'drama-models[{extra}]'.")
+
+
+class ModelFolderError(DramaError, ValueError):
+    """A model folder is incomplete, damaged, or of a shape that does not fit its configuration."""
+
+
+class AttentionDirectionError(ModelFolderError):
+    """The attention direction a model was trained with cannot be honoured in this environment."""
+
+
+class TextError(DramaError, TypeError):
+    """Something that is not text was passed to be encoded."""
+
+
+class DimensionError(DramaError, ValueError):
+    """An embedding size that the model does not have."""
+
+
+class CollectionError(DramaError, ValueError):
+    """A collection, run or example file is malformed; the message names the file and the line."""
+
+
+class IndexFolderError(DramaError, ValueError):
+    """An index folder is damaged, or was built with another model."""
+
+
+class RecipeError(DramaError, ValueError):
+    """A recipe has an unknown or wrong field; the message names the field and its line."""
+
+
+class CorpusError(DramaError, ValueError):
+    """A text corpus is empty, or does not fit the model that is to read it."""
+
+
+class ShapeError(DramaError, ValueError):
+    """A pruning target that the source model cannot be cut to."""
+
+
+class TrainingError(DramaError, RuntimeError):
+    """A run had to stop; the message says at which step and what is kept."""

@@ -1,0 +1,124 @@
+"""Effectiveness of a ranking: nDCG@10, Recall@100, MRR@10 and MAP through ir-measures, and TREC run files.
+
+Metrics are trec_eval's, averaged over all judged queries, one without hits counting 0 (trec_eval -c).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drama_models.errors import CollectionError, MissingExtraError
+from drama_models.folders import atomic_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Run = dict[str, dict[str, float]]
+"""Query id to document id to score."""
+Qrels = dict[str, dict[str, int]]
+"""Query id to document id to grade."""
+METRICS = {"ndcg@10": "nDCG@10", "recall@100": "R@100", "mrr@10": "RR@10", "map": "AP"}
+
+
+def evaluate(
+    run: Mapping[str, Mapping[str, float]],
+    qrels: Mapping[str, Mapping[str, int]],
+    metrics: Sequence[str] = tuple(METRICS),
+    *,
+    drop_identical_ids: bool = False,
+) -> dict[str, float]:
+    """Mean of each metric over the judged queries.
+
+    Args:
+        run: scores by query and document; ties go to the larger document id, as in trec_eval.
+        qrels: grades by query and document; 0 is not relevant.
+        metrics: names such as "ndcg@10", or any measure of ir-measures.
+        drop_identical_ids: leave out hits whose id is the query's own (ArguAna, Quora).
+
+    Returns:
+        Value by metric name, in [0, 1].
+
+    Raises:
+        MissingExtraError: ir-measures is not installed.
+        ValueError: there are no judged queries, or a metric is unknown.
+    """
+    per_query = evaluate_per_query(run, qrels, metrics, drop_identical_ids=drop_identical_ids)
+    return {name: sum(values.values()) / len(values) for name, values in per_query.items()}
+
+
+def evaluate_per_query(
+    run: Mapping[str, Mapping[str, float]],
+    qrels: Mapping[str, Mapping[str, int]],
+    metrics: Sequence[str] = tuple(METRICS),
+    *,
+    drop_identical_ids: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Value of each metric for each judged query; arguments and errors as of `evaluate`."""
+    measures = _measures(metrics)
+    judged = {query: graded for query, graded in qrels.items() if graded}
+    if not judged:
+        raise ValueError("There are no judged queries to evaluate on; give qrels with at least one judgement.")
+    if drop_identical_ids:
+        run = without_identical_ids(run)
+    values = {name: dict.fromkeys(judged, 0.0) for name in measures}
+    names = {str(measure): name for name, measure in measures.items()}
+    import ir_measures
+
+    kept = {query: dict(run[query]) for query in judged if run.get(query)}
+    for value in ir_measures.iter_calc(list(measures.values()), judged, kept):
+        values[names[str(value.measure)]][value.query_id] = value.value
+    return values
+
+
+def without_identical_ids(run: Mapping[str, Mapping[str, float]]) -> Run:
+    """The run without hits whose document id is the query id."""
+    return {query: {key: score for key, score in hits.items() if key != query} for query, hits in run.items()}
+
+
+def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], name: str = "drama") -> None:
+    """Write a TREC run file: `query Q0 document rank score name`, best first.
+
+    Raises:
+        CollectionError: an id holds white space, which the format cannot carry.
+    """
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for query, hits in run.items():
+            ranked = sorted(hits.items(), key=lambda hit: -hit[1])
+            for rank, (document, score) in enumerate(ranked, start=1):
+                if len(f"{query} {document}".split()) != 2:
+                    raise CollectionError(f"Id {query!r} or {document!r} holds white space; TREC runs cannot carry it.")
+                file.write(f"{query} Q0 {document} {rank} {score:.9g} {name}\n")
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a TREC run file; any system's output will do.
+
+    Raises:
+        CollectionError: a malformed line, named by file and number.
+    """
+    run: Run = {}
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                query, _, document, _, score, *_ = line.split()
+                run.setdefault(query, {})[document] = float(score)
+            except ValueError:
+                raise CollectionError(
+                    f"{path}, line {number}: expected `query Q0 document rank score name`, found {line.strip()[:80]!r}."
+                ) from None
+    return run
+
+
+def _measures(metrics: Sequence[str]) -> dict[str, Any]:
+    try:
+        import ir_measures
+    except ImportError:
+        raise MissingExtraError("Evaluation", "evaluate") from None
+    parsed = {}
+    for name in metrics:
+        try:
+            parsed[name] = ir_measures.parse_measure(METRICS.get(name.lower(), name))
+        except (ValueError, NameError, SyntaxError):
+            raise ValueError(f"Unknown metric {name!r}; use one of {', '.join(METRICS)}, or ir-measures' names.") from None
+    return parsed

@@ -1,0 +1,24 @@
+"""What this machine can do: the one question that every training stage asks before it chooses a number format."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def train_in_bf16(precision: Precision) -> bool:
+    """Whether training should run under bfloat16 autocast.
+
+    Args:
+        precision: "auto" takes bfloat16 only where the processor multiplies it natively. Elsewhere it is emulated,
+            and on CPUs without AVX512-BF16 or AMX that is tens of times slower than float32.
+    """
+    import torch
+
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(probe() for probe in probes if probe is not None)

@@ -1,0 +1,175 @@
+"""Finding a model's files and making sure they are whole before anything is computed with them.
+
+Only JSON, safetensors, tokenizer and ONNX files are ever fetched or read: no pickle, no code. Weights are checked by the
+header of the safetensors file alone, so a truncated or misshapen file is named before a runtime touches it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from drama_models.errors import ModelFolderError
+from drama_models.folders import sha256_of_file
+
+FETCHED = ("*.json", "*.safetensors", "onnx/*", "tokenizer*", "*/config.json")
+REFUSED = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ONNX_GRAPH = "onnx/model.onnx"
+MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, as in its specification
+
+
+def find_model_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
+    """A local folder as it is, or a hub repository fetched without its code and pickle files.
+
+    Args:
+        name_or_path: folder, or `owner/name` on the hub.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ModelFolderError: neither a folder nor a repository that can be reached.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(
+            str(name_or_path), revision=revision, allow_patterns=list(FETCHED), ignore_patterns=list(REFUSED)
+        )
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFolderError(
+            f"{name_or_path} is not a folder here and could not be fetched from the hub ({reason}); "
+            "give the path of a model folder, or check name and connection."
+        ) from None
+    return Path(found)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model folder.
+
+    Raises:
+        ModelFolderError: missing file, invalid JSON, or another kind of value.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelFolderError(f"{path} is missing; the folder is not a complete model, fetch it again.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelFolderError(f"{path} is not valid JSON ({error}); fetch the folder again.") from None
+    if not isinstance(value, dict):
+        raise ModelFolderError(f"{path} must hold a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, in shard order.
+
+    Raises:
+        ModelFolderError: there are none (saying so if there are pickles), or a shard is missing.
+    """
+    if (folder / INDEX).is_file():
+        shards = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        files = [folder / Path(shard).name for shard in shards]
+    else:
+        files = [folder / WEIGHTS]
+    for path in files:
+        if not path.is_file():
+            pickles = [other.name for other in folder.iterdir() if other.suffix in PICKLES]
+            if pickles:
+                raise ModelFolderError(
+                    f"{folder} has its weights as pickle ({pickles[0]}), which is never loaded since it can run code; "
+                    "convert them to safetensors first."
+                )
+            raise ModelFolderError(f"{path} is missing; the folder is not a complete model, fetch it again.")
+    return files
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes from the header of a safetensors file, its size checked against them.
+
+    Raises:
+        ModelFolderError: not a safetensors file, or truncated.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if not 2 <= header_bytes <= min(size - 8, MAX_HEADER_BYTES):
+            raise ModelFolderError(f"{path} is not a safetensors file, or is truncated; fetch it again.")
+        try:
+            header = json.loads(file.read(header_bytes))
+            header.pop("__metadata__", None)
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelFolderError(f"{path} has a damaged safetensors header; fetch it again.") from None
+    if 8 + header_bytes + end != size:
+        raise ModelFolderError(
+            f"{path} has {size:,} bytes where its header announces {8 + header_bytes + end:,}; fetch it again."
+        )
+    return shapes
+
+
+def check_llama_weights(folder: Path, config: dict[str, Any]) -> None:
+    """Compare every tensor a Llama of this configuration needs with what the files announce.
+
+    Raises:
+        ModelFolderError: a tensor is missing or has another shape; the message names tensor and file.
+    """
+    shapes, home = {}, {}
+    for path in weight_files(folder):
+        for name, shape in tensor_shapes(path).items():
+            shapes[name.removeprefix("model.")], home[name.removeprefix("model.")] = shape, path
+    for name, wanted in llama_tensor_shapes(config).items():
+        if name not in shapes:
+            raise ModelFolderError(f"{folder} has no tensor {name!r}; its weights do not fit its config.json.")
+        if shapes[name] != wanted:
+            raise ModelFolderError(
+                f"{home[name]}: tensor {name!r} has shape {shapes[name]} where config.json asks for {wanted}; "
+                "the file belongs to another model, fetch the folder again."
+            )
+
+
+def llama_tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight of a LlamaModel, from its config.json."""
+    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or hidden // heads
+    kv = (config.get("num_key_value_heads") or heads) * head_dim
+    per_layer = {
+        "self_attn.q_proj.weight": (heads * head_dim, hidden),
+        "self_attn.k_proj.weight": (kv, hidden),
+        "self_attn.v_proj.weight": (kv, hidden),
+        "self_attn.o_proj.weight": (hidden, heads * head_dim),
+        "mlp.gate_proj.weight": (intermediate, hidden),
+        "mlp.up_proj.weight": (intermediate, hidden),
+        "mlp.down_proj.weight": (hidden, intermediate),
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        f"layers.{layer}.{name}": shape
+        for layer in range(config["num_hidden_layers"])
+        for name, shape in per_layer.items()
+    }
+    return {"embed_tokens.weight": (config["vocab_size"], hidden), "norm.weight": (hidden,)} | shapes
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over configuration, tokenizer and weights: what decides in which space a model's vectors lie.
+
+    The same for every runtime of one folder; a folder without safetensors is told by its ONNX graph.
+    """
+    graph = folder / ONNX_GRAPH
+    weights = weight_files(folder) if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file() else [graph]
+    digest = hashlib.sha256()
+    for path in (folder / "config.json", folder / "tokenizer.json", *weights):
+        digest.update(sha256_of_file(path).encode())
+    return digest.hexdigest()

@@ -1,0 +1,46 @@
+"""From hidden states to embeddings: pool, cut to `dim`, then normalise. The only place where these rules stand for NumPy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from drama_models.profile import Pooling
+
+SMALLEST_NORM = 1e-12  # as in torch.nn.functional.normalize
+
+
+def pool(hidden: NDArray[np.floating], attention_mask: NDArray[np.integer], pooling: Pooling) -> NDArray[np.floating]:
+    """One vector for each text.
+
+    Args:
+        hidden: last hidden states, (B, T, D).
+        attention_mask: 1 for real tokens, 0 for padding on either side, (B, T).
+        pooling: mean over real tokens, the last real token, or the first one.
+
+    Returns:
+        (B, D), not normalised, dtype of `hidden`.
+    """
+    if pooling == "mean":
+        weights = attention_mask[..., None].astype(hidden.dtype)
+        return (hidden * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1)
+    rows = np.arange(len(hidden))
+    if pooling == "cls":
+        return hidden[rows, attention_mask.argmax(axis=1)]
+    last = attention_mask.shape[1] - 1 - attention_mask[:, ::-1].argmax(axis=1)
+    return hidden[rows, last]
+
+
+def finish(pooled: NDArray[np.floating], dim: int | None, *, normalise: bool) -> NDArray[np.float32]:
+    """Keep the first `dim` coordinates, then scale each row to length 1: (B, D) to (B, dim), float32.
+
+    The order matters: cut after normalising, vectors are shorter than 1 and scores are not cosines.
+    """
+    cut = pooled[:, :dim].astype(np.float32)
+    if normalise:
+        cut /= np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), SMALLEST_NORM)
+    return cut

@@ -1,0 +1,45 @@
+"""What a long run shows: one steady line for people, the same numbers as JSON lines for plots.
+
+step 1200/20000 | loss 0.412 | sparsity 0.61 | 2,310 tokens/s | 1h04m left
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class ProgressLog:
+    """Prints and keeps the figures of a run.
+
+    Args:
+        path: JSON-lines file to append to, made if absent; None keeps nothing.
+        total: number of steps in the whole run.
+        start: step the run goes on from; rates and the time left count from there.
+    """
+
+    def __init__(self, path: Path | None, total: int, start: int = 0) -> None:
+        self.path, self.total, self.start = path, total, start
+        self.began_s = time.perf_counter()
+
+    def record(self, step: int, **figures: float) -> None:
+        """Report a step; values are printed in the order given, with four significant digits."""
+        elapsed_s = time.perf_counter() - self.began_s
+        left_s = elapsed_s / max(step - self.start, 1) * (self.total - step)
+        words = [f"step {step}/{self.total}", *(f"{name} {value:.4g}" for name, value in figures.items())]
+        print(" | ".join([*words, f"{format_seconds(left_s)} left"]), file=sys.stderr, flush=True)  # noqa: T201
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "elapsed_s": round(elapsed_s, 2), **figures}) + "\n")
+
+
+def format_seconds(seconds: float) -> str:
+    """Duration as `1h04m`, `3m20s` or `12s`."""
+    minutes, rest_s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest_s:02d}s" if minutes else f"{rest_s}s"

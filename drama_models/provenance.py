@@ -1,0 +1,105 @@
+"""`provenance.json`: how a folder was made, and from what, all the way back to the source model.
+
+Every stage writes one into the folder it makes: its name, its full recipe, the versions of the packages that shaped the
+result, hashes of the inputs, the measured figures, and the parent folder's own provenance. A model card is written from
+this chain and from nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from drama_models.folders import atomic_file, sha256_of_folder
+
+FILE_NAME = "provenance.json"
+RECORDED_PACKAGES = (
+    "drama-models",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "tokenizers",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+)
+
+
+def write_provenance(
+    folder: str | Path,
+    *,
+    stage: str,
+    recipe: object,
+    inputs: dict[str, str | Path],
+    figures: dict[str, Any],
+    parent: str | Path | None = None,
+) -> dict[str, Any]:
+    """Write `provenance.json` into a finished folder.
+
+    Args:
+        folder: the folder the stage made.
+        stage: what made it, such as "pruning.recover".
+        recipe: the stage's settings, a dataclass or a dictionary.
+        inputs: role to folder; each is recorded by name and content hash, never by its absolute path.
+        figures: what was measured, JSON values only.
+        parent: folder whose provenance this one continues, usually the model that went in.
+
+    Returns:
+        The record as written.
+    """
+    settings = asdict(recipe) if is_dataclass(recipe) and not isinstance(recipe, type) else dict(recipe)  # type: ignore[call-overload]
+    record = {
+        "stage": stage,
+        "recipe": _plain(settings),
+        "versions": installed_versions(),
+        "inputs": {
+            role: {"name": Path(path).name, "sha256": sha256_of_folder(path)} for role, path in inputs.items()
+        },
+        "figures": _plain(figures),
+        "parent": read_provenance(parent) if parent is not None else None,
+    }
+    with atomic_file(Path(folder) / FILE_NAME) as path:
+        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return record
+
+
+def read_provenance(folder: str | Path) -> dict[str, Any] | None:
+    """The record of a folder, None where it has none (a model from elsewhere)."""
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def chain(record: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The record and its ancestors, oldest first."""
+    stages = []
+    while record is not None:
+        stages.append(record)
+        record = record.get("parent")
+    return stages[::-1]
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of those packages, among the ones that shape results, that are installed."""
+    versions = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _plain(value: Any) -> Any:
+    """JSON values: paths as written with forward slashes, tuples as lists."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.as_posix() if isinstance(value, Path) else value

@@ -1,0 +1,100 @@
+"""Recipes: a stage's settings as one frozen dataclass, read from YAML, every field overridable on the command line.
+
+    python -m pruning recover recipes/recover.yaml --steps 200
+
+A field that the stage does not know, or a value of the wrong kind, is an error that names the field and the line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+import yaml
+
+from drama_models.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+Recipe = TypeVar("Recipe")
+
+
+def parse_recipe(recipe_class: type[Recipe], arguments: Sequence[str], *, command: str) -> Recipe:
+    """Settings from `[RECIPE.yaml] [--field value …]`; later overrides win.
+
+    Args:
+        recipe_class: a dataclass whose fields carry docstrings; they become the text of `--help`.
+        arguments: command-line words after the command.
+        command: how the command is spelled, for `--help`.
+
+    Raises:
+        RecipeError: unreadable file, unknown field, wrong value, or settings that the dataclass itself refuses.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    words = list(arguments)
+    path = Path(words.pop(0)) if words and not words[0].startswith("-") else None
+    parser = ArgumentParser(prog=f"{command} [RECIPE.yaml]", exit_on_error=False)
+    parser.add_argument("--config", action="config", help="recipe to start from; usually given without the flag")
+    parser.add_class_arguments(recipe_class)
+    lines = _check_fields(recipe_class, path) if path else {}
+    try:
+        parsed = parser.parse_args(["--config", str(path), *words] if path else words)
+        values = vars(parser.instantiate_classes(parsed))
+        return recipe_class(**{field.name: values[field.name] for field in fields(recipe_class)})  # type: ignore[arg-type]
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise RecipeError(_explain(error, path, lines)) from None
+
+
+def load_recipe(recipe_class: type[Recipe], path: str | Path, **overrides: object) -> Recipe:
+    """Settings from a YAML file, for notebooks and tests; keyword arguments override its fields.
+
+    Raises:
+        RecipeError: as in `parse_recipe`.
+    """
+    words = [f"--{name}={value}" for name, value in overrides.items()]
+    return parse_recipe(recipe_class, [str(path), *words], command="")
+
+
+def _check_fields(recipe_class: type, path: Path) -> dict[str, int]:
+    """Line of every field in the file, by dotted name; refuses names that the dataclass does not have."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"There is no recipe at {path}; give the path of a YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from None
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise RecipeError(f"{path} must be a mapping of fields to values, such as `steps: 100`.")
+    lines = {}
+    for name, line, known in _walk(root, recipe_class):
+        last = name.rpartition(".")[2]
+        if known is not None and last not in known:
+            close = difflib.get_close_matches(last, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(sorted(known))}."
+            raise RecipeError(f"{path}, line {line}: {recipe_class.__name__} has no field {name!r}; {hint}")
+        lines[name] = line
+    return lines
+
+
+def _walk(node: yaml.MappingNode, kind: Any, prefix: str = "") -> Iterator[tuple[str, int, set[str] | None]]:
+    """Dotted name, line and allowed names of every field; free-form dictionaries allow any name."""
+    known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
+    types = get_type_hints(kind) if is_dataclass(kind) else {}
+    for key, value in node.value:
+        yield f"{prefix}{key.value}", key.start_mark.line + 1, known
+        if isinstance(value, yaml.MappingNode):
+            yield from _walk(value, types.get(key.value), f"{prefix}{key.value}.")
+
+
+def _explain(error: Exception, path: Path | None, lines: dict[str, int]) -> str:
+    message = " ".join(str(error).split())
+    named = [name for name in lines if f'"{name}"' in message or f"{name}=" in message]
+    where = f"{path}, line {lines[named[-1]]}: " if named and path else ""
+    return f"{where}{message}"

@@ -1,0 +1,28 @@
+"""What computes hidden states: torch or ONNX Runtime, behind one small interface."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Runtime(Protocol):
+    """Computes one pooled vector for each text of a batch."""
+
+    name: str
+
+    def embed(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Pooled vectors, not cut and not normalised.
+
+        Args:
+            batch: token ids of each text, (T,) each, ends included.
+
+        Returns:
+            (number of texts, hidden size), float32; a row does not depend on its batch mates beyond float rounding.
+        """
+        ...

@@ -1,0 +1,68 @@
+"""ONNX Runtime over a folder's `onnx/model.onnx`: no torch, and a start in well under a second."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from drama_models.errors import ModelFolderError
+from drama_models.model_folder import ONNX_GRAPH
+from drama_models.pooling import pool
+from drama_models.runtimes.padding import pad
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from drama_models.profile import Profile
+
+INPUTS, OUTPUT = ("input_ids", "attention_mask"), "last_hidden_state"
+
+
+class OnnxRuntime:
+    """A session over an exported graph; calls from many threads are safe.
+
+    Args:
+        folder: model folder with `onnx/model.onnx`.
+        profile: for the pooling.
+        threads: threads of one call; 0 lets ONNX Runtime choose.
+
+    Raises:
+        ModelFolderError: no graph, a damaged graph, or one with other inputs or outputs.
+    """
+
+    name = "onnx"
+
+    def __init__(self, folder: Path, profile: Profile, threads: int = 0) -> None:
+        import onnxruntime
+
+        path = folder / ONNX_GRAPH
+        if not path.is_file():
+            raise ModelFolderError(
+                f"{path} is missing; export it with `python -m export release`, or use runtime='torch'."
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own exceptions share no public base class
+            reason = " ".join(str(error).split())[:200]
+            raise ModelFolderError(f"{path} cannot be read as an ONNX graph ({reason}); export it again.") from None
+        inputs = {value.name for value in self._session.get_inputs()}
+        outputs = {value.name for value in self._session.get_outputs()}
+        if not inputs.issuperset(INPUTS) or OUTPUT not in outputs:
+            raise ModelFolderError(
+                f"{path} has inputs {sorted(inputs)} and outputs {sorted(outputs)}; "
+                f"expected {', '.join(INPUTS)} and {OUTPUT}."
+            )
+        self._pooling = profile.pooling
+
+    def embed(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Pooled vectors, (number of texts, hidden size), float32."""
+        ids, mask = pad(batch)
+        (hidden,) = self._session.run([OUTPUT], dict(zip(INPUTS, (ids, mask), strict=True)))
+        return pool(np.asarray(hidden, dtype=np.float32), mask, self._pooling).astype(np.float32)

@@ -1,0 +1,98 @@
+"""From texts to token ids, the same for every runtime: checked, cleaned, prompted, cut, with their ends in place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from drama_models.errors import ModelFolderError, TextError
+from drama_models.model_folder import read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from drama_models.profile import Profile
+
+
+class TextTokenizer:
+    """A folder's tokenizer, set up for its profile. Safe to call from many threads.
+
+    Args:
+        folder: model folder with `tokenizer.json`.
+        profile: says whether BOS and EOS are set here.
+        max_length: tokens kept of each text, its ends included.
+
+    Raises:
+        ModelFolderError: the tokenizer file is missing or damaged, or has no BOS or EOS where they are needed.
+    """
+
+    def __init__(self, folder: Path, profile: Profile, max_length: int) -> None:
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ModelFolderError(f"{path} is missing; the folder is not a complete model, fetch it again.")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust library raises bare Exception
+            raise ModelFolderError(f"{path} is not a tokenizer file ({error}); fetch it again.") from None
+        if profile.set_ends:
+            self._set_ends(folder)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_length)
+        longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
+        self._max_characters = 2 * max_length * longest_token  # no more can be in the kept tokens
+
+    def encode(self, texts: Sequence[str], prompt: str = "") -> tuple[list[NDArray[np.int64]], int]:
+        """Token ids of each text behind the prompt.
+
+        Args:
+            texts: any Unicode; see `checked_text` for what becomes of lone surrogates.
+            prompt: put before every text.
+
+        Returns:
+            One array of ids for each text, int64, (T,), and the number of texts that were cut.
+        """
+        prepared = [prompt + text[: self._max_characters] for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(prepared)
+        cut = sum(bool(encoding.overflowing) for encoding in encodings)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings], cut
+
+    def _set_ends(self, folder: Path) -> None:
+        ends = [self._end_token(folder, key) for key in ("bos_token", "eos_token")]
+        numbers = {token: self._tokenizer.token_to_id(token) for token in ends}
+        self._tokenizer.post_processor = TemplateProcessing(
+            single=[ends[0], "$A", ends[1]], special_tokens=list(numbers.items())
+        )
+
+    def _end_token(self, folder: Path, key: str) -> str:
+        """BOS or EOS as tokenizer_config.json names it, else by the id in config.json, as transformers does."""
+        path = folder / "tokenizer_config.json"
+        named = read_json(path).get(key) if path.is_file() else None
+        token = named.get("content") if isinstance(named, dict) else named
+        if token is None:
+            number = read_json(folder / "config.json").get(f"{key}_id")
+            number = number[0] if isinstance(number, list) else number
+            token = self._tokenizer.id_to_token(number) if isinstance(number, int) else None
+        if not isinstance(token, str) or self._tokenizer.token_to_id(token) is None:
+            raise ModelFolderError(f"{folder} has no {key} that its tokenizer.json knows; fetch the folder again.")
+        return token
+
+
+def checked_text(value: object, position: int) -> str:
+    """The value if it is text; surrogate pairs are joined, lone surrogates become U+FFFD.
+
+    Raises:
+        TextError: it is not a string; the message names the position, counted from 0.
+    """
+    if not isinstance(value, str):
+        raise TextError(f"Text number {position} is {type(value).__name__}, not str; pass strings only.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value

@@ -1,0 +1,117 @@
+"""The pruning stages from the command line: `python -m pruning COMMAND`, each with `--help`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from drama_models.errors import DramaError
+from drama_models.recipe import parse_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokeniseRecipe:
+    """Settings of tokenising."""
+
+    text: Path
+    """Folder with one sub-folder of text files for each domain."""
+    model: Path
+    """Model folder whose tokenizer is used."""
+    out: Path
+    """Folder to make."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceRecipe:
+    """Settings of slicing."""
+
+    model: Path
+    """Folder made by learn-masks."""
+    out: Path
+    """Folder to make: a stock Llama folder of the target shape."""
+    force: bool = False
+    """Cut even if the masks' expected sizes are not near their targets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandRecipe:
+    """Settings of KV-head expansion."""
+
+    model: Path
+    """Llama folder with grouped-query attention."""
+    out: Path
+    """Folder to make: the same function with more KV heads."""
+    num_kv_heads: int
+    """Wanted number; the number of query heads makes the model multi-head."""
+
+
+def _tokenise(arguments: list[str]) -> str:
+    from pruning.corpus import tokenise
+
+    recipe = parse_recipe(TokeniseRecipe, arguments, command="python -m pruning tokenise")
+    corpus = tokenise(recipe.text, recipe.model, recipe.out)
+    tokens = sum(splits["train"].tokens for splits in corpus.domains.values())
+    return f"made {recipe.out}: {tokens:,} training tokens in {len(corpus.domains)} domains"
+
+
+def _learn_masks(arguments: list[str]) -> str:
+    from pruning.learn_masks import LearnMasksRecipe, learn_masks
+
+    recipe = parse_recipe(LearnMasksRecipe, arguments, command="python -m pruning learn-masks")
+    sizes = learn_masks(recipe)["figures"]["expected_sizes"]
+    reached = ", ".join(f"{name} {size['expected']:.1f} of {size['target']}" for name, size in sizes.items())
+    return f"made {recipe.out} ({reached}); next: python -m pruning slice --model {recipe.out} --out BACKBONE"
+
+
+def _slice(arguments: list[str]) -> str:
+    from pruning.learn_masks import load_masks
+    from pruning.slicing import slice_folder
+
+    recipe = parse_recipe(SliceRecipe, arguments, command="python -m pruning slice")
+    shape = slice_folder(recipe.model, load_masks(recipe.model, force=recipe.force), recipe.out, {"force": recipe.force})
+    return f"made {recipe.out}: {shape}; next: python -m pruning recover --model {recipe.out} ..."
+
+
+def _recover(arguments: list[str]) -> str:
+    from pruning.recover import RecoverRecipe, recover
+
+    recipe = parse_recipe(RecoverRecipe, arguments, command="python -m pruning recover")
+    held_out = recover(recipe)["figures"]["held_out"]
+    bits = ", ".join(f"{domain} {figures['bits_per_byte']:.3f}" for domain, figures in held_out.items())
+    return f"made {recipe.out} (held-out bits per byte: {bits}); next: python -m training train --model {recipe.out} ..."
+
+
+def _expand_kv_heads(arguments: list[str]) -> str:
+    from pruning.kv_heads import expand_folder
+
+    recipe = parse_recipe(ExpandRecipe, arguments, command="python -m pruning expand-kv-heads")
+    expand_folder(recipe.model, recipe.out, recipe.num_kv_heads)
+    return f"made {recipe.out}: {recipe.num_kv_heads} KV heads; next: python -m pruning learn-masks --model {recipe.out} ..."
+
+
+COMMANDS = {
+    "tokenise": (_tokenise, "text domains to a tokenised corpus"),
+    "expand-kv-heads": (_expand_kv_heads, "grouped-query to multi-head, same function"),
+    "learn-masks": (_learn_masks, "learn which units go"),
+    "slice": (_slice, "cut a model to its masks"),
+    "recover": (_recover, "continued pretraining"),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; exit code 2 and one sentence for a user's mistake."""
+    if not arguments or arguments[0] not in COMMANDS:
+        print("python -m pruning COMMAND [RECIPE.yaml] [--field value ...]\n")
+        print("\n".join(f"  {name:16} {purpose}" for name, (_, purpose) in COMMANDS.items()))
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    try:
+        print(COMMANDS[arguments[0]][0](arguments[1:]))
+    except DramaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,213 @@
+"""Text for language modelling: domains of documents, tokenised once into memory-mapped files.
+
+A text corpus is a folder with one sub-folder a domain, each holding `.jsonl` (field `text`), `.txt` or `.parquet` files,
+the first two also as `.gz`. Files called `held_out*` are kept for evaluation; a domain without one gives its last
+percent of documents. Every document becomes BOS + tokens + EOS; documents are laid end to end and cut to the sequence
+length where they are read, as in LLM-Shearing (spec of the reference: continuous sequences, no separation by the mask).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from drama_models.errors import CorpusError
+from drama_models.folders import atomic_folder, sha256_of_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+
+MANIFEST = "manifest.json"
+HELD_OUT_SHARE = 100  # one document in this many, where no file is named held_out*
+DOCUMENTS_PER_BATCH = 512
+SUFFIXES = (".jsonl", ".txt", ".parquet", ".jsonl.gz", ".txt.gz")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Size of one tokenised file."""
+
+    tokens: int
+    documents: int
+    text_bytes: int
+    """UTF-8 bytes of the text, for bits per byte; BOS and EOS count as tokens but have no bytes."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenised corpus on disk: for each domain `train.bin` and `held_out.bin`, flat unsigned integers."""
+
+    folder: Path
+    dtype: str
+    tokenizer_sha256: str
+    domains: dict[str, dict[str, Split]]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Corpus:
+        """Open what `tokenise` made.
+
+        Raises:
+            CorpusError: there is no tokenised corpus in this folder.
+        """
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            raise CorpusError(f"{folder} is not a tokenised corpus; make one with `python -m pruning tokenise`.")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        domains = {
+            name: {split: Split(**sizes) for split, sizes in splits.items()}
+            for name, splits in manifest["domains"].items()
+        }
+        return cls(Path(folder), manifest["dtype"], manifest["tokenizer_sha256"], domains)
+
+    def sequences(self, domain: str, split: str, length: int) -> NDArray[np.unsignedinteger]:
+        """All whole sequences of a split, memory-mapped, shape (number of sequences, length).
+
+        Raises:
+            CorpusError: the split is shorter than one sequence.
+        """
+        tokens = self.domains[domain][split].tokens
+        if tokens < length:
+            raise CorpusError(
+                f"Domain {domain!r} has {tokens} {split} tokens, less than one sequence of {length}; "
+                "add text or set a shorter sequence_length."
+            )
+        flat = np.memmap(self.folder / domain / f"{split}.bin", dtype=self.dtype, mode="r")
+        return flat[: tokens // length * length].reshape(-1, length)
+
+    def check_tokenizer(self, model: str | Path) -> None:
+        """Refuse a model whose tokenizer is not the one that made this corpus.
+
+        Raises:
+            CorpusError: it is another one; token ids would mean other text.
+        """
+        if sha256_of_file(Path(model) / "tokenizer.json") != self.tokenizer_sha256:
+            raise CorpusError(
+                f"{self.folder} was tokenised with another tokenizer than that of {model}; "
+                f"run `python -m pruning tokenise` again with this model."
+            )
+
+
+def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
+    """Tokenise a folder of text domains with a model's tokenizer.
+
+    Args:
+        text: folder with one sub-folder a domain.
+        model: folder with `tokenizer.json` and `config.json` (vocabulary size, BOS and EOS).
+        out: folder to make.
+
+    Raises:
+        CorpusError: no domain, an empty domain, a broken line, or a tokenizer larger than the model's vocabulary.
+    """
+    from tokenizers import Tokenizer
+
+    config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
+    if tokenizer.get_vocab_size() > config["vocab_size"]:
+        raise CorpusError(
+            f"The tokenizer of {model} has {tokenizer.get_vocab_size()} entries, its model only {config['vocab_size']}; "
+            "use the tokenizer that belongs to the model."
+        )
+    names = sorted(path.name for path in Path(text).iterdir() if path.is_dir()) if Path(text).is_dir() else []
+    if not names:
+        raise CorpusError(f"{text} has no domains; give a folder with one sub-folder of text files for each domain.")
+    dtype = "uint16" if config["vocab_size"] <= np.iinfo(np.uint16).max else "uint32"
+    ends = config["bos_token_id"], config["eos_token_id"]
+    domains = {}
+    with atomic_folder(out) as partial:
+        for name in names:
+            (partial / name).mkdir()
+            domains[name] = _tokenise_domain(Path(text) / name, tokenizer, ends, dtype, partial / name)
+        manifest = {
+            "dtype": dtype,
+            "tokenizer_sha256": sha256_of_file(Path(model) / "tokenizer.json"),
+            "domains": {name: {key: asdict(split) for key, split in splits.items()} for name, splits in domains.items()},
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return Corpus.open(out)
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """The documents of one file: a line of `.jsonl`, a row of `.parquet`, or paragraphs of `.txt` up to a blank line.
+
+    Raises:
+        CorpusError: a line that is not a JSON object with a `text`, named by file and line.
+    """
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as parquet
+
+        for batch in parquet.ParquetFile(path).iter_batches(columns=["text"]):
+            yield from batch.column("text").to_pylist()
+        return
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        yield from _read_jsonl(file, path) if ".jsonl" in path.suffixes else _read_paragraphs(file)
+
+
+def _read_jsonl(file: IO[str], path: Path) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        try:
+            document = json.loads(line)["text"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise CorpusError(f'{path}, line {number}: expected a JSON object such as {{"text": "..."}}.') from None
+        if not isinstance(document, str):
+            raise CorpusError(f"{path}, line {number}: `text` must be a string, found {type(document).__name__}.")
+        yield document
+
+
+def _read_paragraphs(file: IO[str]) -> Iterator[str]:
+    """Documents are separated by blank lines."""
+    lines: list[str] = []
+    for line in file:
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            yield "".join(lines)
+            lines = []
+    if lines:
+        yield "".join(lines)
+
+
+def _tokenise_domain(
+    folder: Path, tokenizer: Tokenizer, ends: tuple[int, int], dtype: str, out: Path
+) -> dict[str, Split]:
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
+    held_out_files = [path for path in files if path.name.startswith("held_out")]
+    train_files = [path for path in files if path not in held_out_files]
+    if not train_files:
+        raise CorpusError(f"Domain folder {folder} has no text; it needs {', '.join(SUFFIXES)} files.")
+    documents = [document for path in train_files for document in read_documents(path) if document.strip()]
+    if held_out_files:
+        held_out = [document for path in held_out_files for document in read_documents(path) if document.strip()]
+    else:
+        cut = len(documents) - max(1, len(documents) // HELD_OUT_SHARE)
+        documents, held_out = documents[:cut], documents[cut:]
+    if not documents:
+        raise CorpusError(f"Domain folder {folder} has no training text; add documents to its files.")
+    parts = {"train": documents, "held_out": held_out}
+    return {
+        split: _write_tokens(texts, tokenizer, ends, dtype, out / f"{split}.bin") for split, texts in parts.items()
+    }
+
+
+def _write_tokens(documents: list[str], tokenizer: Tokenizer, ends: tuple[int, int], dtype: str, path: Path) -> Split:
+    bos, eos = ends
+    tokens = text_bytes = 0
+    with path.open("wb") as file:
+        batches = range(0, len(documents), DOCUMENTS_PER_BATCH)
+        for start in tqdm(batches, desc=f"tokenise {path.parent.name}/{path.stem}", disable=None):
+            batch = documents[start : start + DOCUMENTS_PER_BATCH]
+            text_bytes += sum(len(document.encode()) for document in batch)
+            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                ids = np.array([bos, *encoding.ids, eos], dtype=dtype)
+                tokens += len(ids)
+                file.write(ids.tobytes())
+    return Split(tokens, len(documents), text_bytes)

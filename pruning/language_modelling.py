@@ -1,0 +1,204 @@
+"""The trainer that both stages share: the Hugging Face Trainer on packed sequences, in an order fixed by the seed.
+
+Accelerate, mixed precision, accumulation, clipping, checkpoints and loggers are the Trainer's own. Added here: the fixed
+order, a stop at the first non-finite loss, a checkpoint that counts only once it is complete, and one steady line.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from drama_models.errors import TrainingError
+from drama_models.hardware import Precision, train_in_bf16
+from drama_models.progress import ProgressLog
+from pruning.mixture import HeldOutSequences
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState
+
+    from pruning.corpus import Corpus
+
+COMPLETE = "complete"  # a file of this name says that its checkpoint folder was written to the end
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModellingRecipe:
+    """What both stages need to know. Defaults are Sheared-LLaMA's (arXiv 2310.06694, section 3.1 and appendix A)."""
+
+    model: Path
+    """Source folder: a Llama-shaped causal language model with its tokenizer."""
+    corpus: Path
+    """Tokenised corpus, made by `python -m pruning tokenise`."""
+    out: Path
+    """Folder to make."""
+    steps: int
+    """Optimiser steps."""
+    sequence_length: int = 4096
+    """Tokens in a sequence."""
+    batch_size: int = 32
+    """Sequences in an optimiser step on one device."""
+    gradient_accumulation: int = 1
+    """Parts that a step's batch is cut into."""
+    learning_rate: float = 1e-4
+    """Of the model's weights."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises from zero."""
+    min_lr_rate: float = 0.1
+    """Share of the rate that is left at the end of the cosine."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    adam_beta2: float = 0.95
+    """Second-moment decay of AdamW; the first is 0.9."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm."""
+    precision: Precision = "auto"
+    """fp32, bf16 (autocast), or auto: bf16 where the processor has it."""
+    proportions: dict[str, float] = field(default_factory=dict)
+    """Share of each text domain; empty means by size."""
+    seed: int = 0
+    """Of the order of text and of everything random."""
+    log_every: int = 10
+    """Steps between lines of the log."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    evaluate_every: int = 0
+    """Steps between evaluations on held-out text; 0 evaluates at the end only."""
+    held_out_sequences: int = 64
+    """Held-out sequences of each domain to evaluate on, at most."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """More fields of transformers.TrainingArguments, such as report_to, gradient_checkpointing or torch_compile."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} must be at least 1.")
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size={self.batch_size} is not a multiple of gradient_accumulation={self.gradient_accumulation}; "
+                "use one that divides it."
+            )
+
+
+class LanguageModelTrainer(Trainer):
+    """Trainer that reads sequences in their given order and stops at a loss that is not a finite number."""
+
+    def __init__(self, recipe: LanguageModellingRecipe, model: torch.nn.Module, data: Dataset[Any]) -> None:
+        super().__init__(model=model, args=training_arguments(recipe), train_dataset=data)
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        self.add_callback(_Checkpoints())
+        self.add_callback(_Progress(recipe))
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            step = self.state.global_step
+            raise TrainingError(
+                f"The loss is {loss.item()} at step {step + 1}; nothing after the last checkpoint is kept. "
+                "Lower learning_rate, or look at the text of this step."
+            )
+        return loss
+
+
+def training_arguments(recipe: LanguageModellingRecipe) -> TrainingArguments:
+    """The Trainer's own settings for a recipe; `recipe.trainer` has the last word."""
+    settings: dict[str, Any] = {
+        "output_dir": str(checkpoint_folder(recipe.out)),
+        "max_steps": recipe.steps,
+        "per_device_train_batch_size": recipe.batch_size // recipe.gradient_accumulation,
+        "per_device_eval_batch_size": recipe.batch_size // recipe.gradient_accumulation,
+        "gradient_accumulation_steps": recipe.gradient_accumulation,
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": recipe.min_lr_rate},
+        "warmup_steps": recipe.warmup_steps,
+        "weight_decay": recipe.weight_decay,
+        "adam_beta2": recipe.adam_beta2,
+        "max_grad_norm": recipe.max_grad_norm,
+        "bf16": train_in_bf16(recipe.precision),
+        "seed": recipe.seed,
+        "logging_steps": recipe.log_every,
+        "logging_nan_inf_filter": False,
+        "save_steps": recipe.save_every,
+        "save_total_limit": 2,
+        "remove_unused_columns": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return TrainingArguments(**(settings | recipe.trainer))
+
+
+def checkpoint_folder(out: Path) -> Path:
+    """Where a run keeps its checkpoints until the folder `out` is made: a hidden sibling."""
+    return out.parent / f".{out.name}.checkpoints"
+
+
+def last_complete_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    found = [marker.parent for marker in checkpoint_folder(out).glob(f"checkpoint-*/{COMPLETE}")]
+    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+@torch.no_grad()
+def held_out_figures(
+    model: torch.nn.Module, corpus: Corpus, recipe: LanguageModellingRecipe
+) -> dict[str, dict[str, float]]:
+    """Loss (nats a token), perplexity and bits per byte on each domain's held-out text.
+
+    Bits per byte are the loss over the ratio of bytes to tokens, so models with different tokenizers can be compared.
+    """
+    was_training = model.training
+    model.eval()
+    figures = {}
+    for domain, splits in corpus.domains.items():
+        held_out = splits["held_out"]
+        data = HeldOutSequences(corpus, domain, recipe.sequence_length, recipe.held_out_sequences)
+        total = 0.0
+        for index in range(len(data)):
+            batch = {name: tensor[None].to(next(model.parameters()).device) for name, tensor in data[index].items()}
+            total += model(**batch).loss.item()
+        loss = total / len(data)
+        bits = loss / math.log(2) * held_out.tokens / held_out.text_bytes
+        figures[domain] = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
+    model.train(was_training)
+    return figures
+
+
+class _Checkpoints(TrainerCallback):
+    """Marks a checkpoint once everything in it is on disk."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        os.sync()
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, recipe: LanguageModellingRecipe) -> None:
+        self.recipe = recipe
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        path = checkpoint_folder(self.recipe.out) / "log.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.log = ProgressLog(path, self.recipe.steps, state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            self.log.record(state.global_step, **{name: value for name, value in logs.items() if name != "epoch"})

@@ -1,0 +1,184 @@
+"""The pruning stage: learn which units go, together with the weights that stay, under the size constraint.
+
+One AdamW with three groups: weights at the usual rate, log_alphas at rate 1, multipliers ascending at rate 1; one cosine
+schedule multiplies all three (spec section 5). The made folder holds the full-size weights and `masks.safetensors`;
+`pruning.slicing` cuts it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from drama_models.errors import TrainingError
+from drama_models.folders import atomic_folder
+from drama_models.provenance import write_provenance
+from pruning.corpus import Corpus
+from pruning.language_modelling import (
+    LanguageModellingRecipe,
+    LanguageModelTrainer,
+    checkpoint_folder,
+    held_out_figures,
+    last_complete_checkpoint,
+)
+from pruning.masked_model import MaskedCausalLM
+from pruning.masks import Masks
+from pruning.mixture import MixedSequences
+from pruning.shape import BackboneShape, TargetShape
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+MASKS = "masks.safetensors"
+LOG = "training_log.jsonl"
+TOLERANCE = 0.05  # of a dimension's source size: how far its expected size may miss the target
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnMasksRecipe(LanguageModellingRecipe):
+    """Settings of mask learning; defaults from Sheared-LLaMA (arXiv 2310.06694) and LLM-Shearing."""
+
+    target: TargetShape = field(default_factory=TargetShape)
+    """Sizes to end on."""
+    steps: int = 3200
+    """Optimiser steps."""
+    sparsity_warmup_steps: int = 640
+    """Steps over which the targets rise from zero to their final sparsity."""
+    mask_learning_rate: float = 1.0
+    """Of the log_alphas."""
+    multiplier_learning_rate: float = 1.0
+    """Of the Lagrange multipliers, which ascend."""
+
+
+class MaskTrainer(LanguageModelTrainer):
+    """Language-model trainer with a rate for each kind of parameter."""
+
+    model: MaskedCausalLM
+
+    def __init__(self, recipe: LearnMasksRecipe, model: MaskedCausalLM, data: MixedSequences) -> None:
+        super().__init__(recipe, model, data)
+        self.recipe = recipe
+        self.add_callback(_StepCounter(model))
+
+    def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
+        self.optimizer = mask_optimizer(self.model, self.recipe)
+        return self.optimizer
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        sizes = self.model.masks.expected_sizes()
+        super().log(logs | {name: expected for name, (expected, _) in sizes.items()}, *args, **kwargs)
+
+
+def mask_optimizer(model: MaskedCausalLM, recipe: LearnMasksRecipe) -> torch.optim.AdamW:
+    """AdamW over weights, gates (descending) and multipliers (ascending), each group with its own rate."""
+    groups: list[dict[str, Any]] = [
+        {"params": list(model.model.parameters()), "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
+        {"params": list(model.masks.parameters()), "lr": recipe.mask_learning_rate},
+        {"params": list(model.lagrangian.parameters()), "lr": recipe.multiplier_learning_rate, "maximize": True},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, recipe.adam_beta2), eps=1e-8, weight_decay=0.0)
+
+
+def learn_masks(recipe: LearnMasksRecipe) -> dict[str, Any]:
+    """Learn masks on a corpus and write weights and masks as a new folder.
+
+    Resumes at the last complete checkpoint of an interrupted run with the same `out`.
+
+    Returns:
+        The provenance record; its figures hold every dimension's expected size beside its target.
+
+    Raises:
+        ShapeError: a target the source cannot be cut to.
+        CorpusError: corpus and model do not fit.
+        TrainingError: the loss became non-finite.
+    """
+    source = BackboneShape.of(AutoConfig.from_pretrained(recipe.model))
+    masks = Masks(source, source.cut_to(recipe.target), recipe.seed)
+    corpus = Corpus.open(recipe.corpus)
+    corpus.check_tokenizer(recipe.model)
+    stock = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
+    model = MaskedCausalLM(stock, masks, recipe.sparsity_warmup_steps)
+    data = MixedSequences(
+        corpus, recipe.proportions, recipe.sequence_length, recipe.steps * recipe.batch_size, recipe.seed
+    )
+    trainer = MaskTrainer(recipe, model, data)
+    checkpoint = last_complete_checkpoint(recipe.out)
+    if checkpoint is None:
+        shutil.rmtree(checkpoint_folder(recipe.out), ignore_errors=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    masks.clamp()
+    return _write_folder(recipe, model, held_out_figures(model, corpus, recipe))
+
+
+def load_masks(folder: Path, *, force: bool = False) -> dict[str, torch.Tensor]:
+    """Deterministic masks, cut to the target, of a folder that `learn_masks` made.
+
+    Args:
+        folder: the made folder.
+        force: cut even if a dimension's expected size is not near its target.
+
+    Raises:
+        TrainingError: the masks have not converged; the message says by how much each dimension misses.
+    """
+    record = json.loads((folder / "masks.json").read_text(encoding="utf-8"))
+    source, target = BackboneShape(**record["source"]), BackboneShape(**record["target"])
+    masks = Masks(source, target)
+    state = load_file(folder / MASKS)
+    for name, log_alpha in masks.log_alpha.items():
+        log_alpha.data.copy_(state[f"log_alpha.{name}"])
+    missed = {
+        name: f"{name} expects {expected:.1f}, target {wanted}"
+        for name, (expected, wanted) in masks.expected_sizes().items()
+        if abs(expected - wanted) > TOLERANCE * masks.log_alpha[name].shape[-1]
+    }
+    if missed and not force:
+        raise TrainingError(
+            f"The masks in {folder} have not converged: {'; '.join(missed.values())}. "
+            "Train longer, with a shorter sparsity_warmup_steps, or slice with --force."
+        )
+    return masks.deterministic(at_target=True)
+
+
+def _write_folder(recipe: LearnMasksRecipe, model: MaskedCausalLM, held_out: dict[str, Any]) -> dict[str, Any]:
+    masks = model.masks
+    state = {f"log_alpha.{name}": value.detach().contiguous() for name, value in masks.log_alpha.items()}
+    for order, multipliers in (("1", model.lagrangian.lambda_1), ("2", model.lagrangian.lambda_2)):
+        state |= {f"lambda_{order}.{name}": value.detach() for name, value in multipliers.items()}
+    sizes = {
+        name: {"expected": expected, "target": wanted} for name, (expected, wanted) in masks.expected_sizes().items()
+    }
+    with atomic_folder(recipe.out) as partial:
+        model.model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(recipe.model).save_pretrained(partial)
+        save_file(state, partial / MASKS)
+        shapes = {"source": asdict(masks.source), "target": asdict(masks.target)}
+        (partial / "masks.json").write_text(json.dumps(shapes, indent=2) + "\n", encoding="utf-8")
+        shutil.copy(checkpoint_folder(recipe.out) / "log.jsonl", partial / LOG)
+        record = write_provenance(
+            partial,
+            stage="pruning.learn_masks",
+            recipe=recipe,
+            inputs={"model": recipe.model, "corpus": recipe.corpus},
+            figures={"expected_sizes": sizes, "held_out_under_masks": held_out},
+            parent=recipe.model,
+        )
+    shutil.rmtree(checkpoint_folder(recipe.out))
+    return record
+
+
+class _StepCounter(TrainerCallback):
+    """Tells the constraint how far its warm-up is: completed optimiser steps, also after a resume."""
+
+    def __init__(self, model: MaskedCausalLM) -> None:
+        self.model = model
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        self.model.step.fill_(state.global_step)

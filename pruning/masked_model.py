@@ -1,0 +1,90 @@
+"""A stock causal language model that is called under masks. No forward pass is patched.
+
+Each call computes masked parameters and hands them to the stock model through `torch.func.functional_call`, so any
+attention kernel, gradient checkpointing and autocast work as they do without masks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers.modeling_outputs import CausalLMOutput
+
+from pruning.lagrangian import Lagrangian, target_sparsities
+from pruning.masked_weights import MaskValues, masked_parameters
+from pruning.masks import Masks, mask_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import LlamaForCausalLM
+
+EPS = "variance_epsilon"
+
+
+class MaskedCausalLM(nn.Module):
+    """Model, masks and multipliers as one module for the Trainer.
+
+    In training mode each call draws masks and its loss is cross-entropy plus penalty; in evaluation mode masks are
+    deterministic at the size they expect at present, and the loss is the cross-entropy alone (spec section 2).
+
+    Args:
+        model: a LlamaForCausalLM; its norms' eps become buffers, so that they can be exchanged like weights.
+        masks: the gates.
+        warmup_steps: of the target sparsities.
+    """
+
+    step: Tensor
+
+    def __init__(self, model: LlamaForCausalLM, masks: Masks, warmup_steps: int) -> None:
+        super().__init__()
+        self.model, self.masks = model, masks
+        self.tied = bool(model.config.tie_word_embeddings)
+        targets = target_sparsities(mask_shapes(masks.source), mask_shapes(masks.target))
+        self.lagrangian = Lagrangian(targets, warmup_steps)
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self._eps = expose_norm_eps(model)
+        self.register_state_dict_post_hook(_drop_tied_head)
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **inputs: Any) -> CausalLMOutput:
+        """Call the model under masks; inputs, shapes and outputs as of LlamaForCausalLM.
+
+        Args:
+            input_ids: (B, T).
+            labels: (B, T), shifted inside; with it the output has a loss.
+            inputs: passed on, such as attention_mask or position_ids.
+        """
+        self.masks.clamp()
+        values = self.masks.draw() if self.training else self.masks.deterministic(at_target=False)
+        output = self.call_with(values, input_ids=input_ids, labels=labels, **inputs)
+        loss = output.loss
+        if self.training and loss is not None:
+            loss = loss + self.lagrangian.penalty(self.masks.scores(), int(self.step))
+        return CausalLMOutput(loss=loss, logits=output.logits)
+
+    def call_with(self, values: Mapping[str, Tensor], **inputs: Any) -> Any:
+        """Call the model under given mask values, shapes as in `pruning.masks`."""
+        masks = MaskValues(values, self.masks.source, tied=self.tied)
+        parameters = dict(self.model.named_parameters())
+        return functional_call(self.model, masked_parameters(parameters, masks, self._eps), kwargs=inputs)
+
+
+def expose_norm_eps(model: nn.Module) -> dict[str, Tensor]:
+    """Turn the eps of every RMSNorm from a Python number into a buffer; returns the buffers by name, as scalars."""
+    exposed = {}
+    for name, module in model.named_modules():
+        eps = getattr(module, EPS, None)
+        if isinstance(eps, float):
+            delattr(module, EPS)
+            module.register_buffer(EPS, torch.tensor(eps), persistent=False)
+            exposed[f"{name}.{EPS}"] = torch.tensor(eps)
+    return exposed
+
+
+def _drop_tied_head(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:  # noqa: ARG001
+    """A tied head is the embedding matrix under a second name, which safetensors refuses to store twice."""
+    if getattr(module, "tied", False):
+        state.pop(f"{prefix}model.lm_head.weight", None)

@@ -1,0 +1,91 @@
+"""Which sequence comes next: domains drawn by proportion, sequences of a domain in shuffled order.
+
+Each sequence independently draws its domain, then takes the next unused sequence of that domain's shuffled list
+(Xia et al., 2023, section 2.2; constant proportions). A domain that runs out is shuffled anew and started again.
+The whole order follows from the seed, so a resumed run sees what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from drama_models.errors import CorpusError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from pruning.corpus import Corpus
+
+
+class MixedSequences(Dataset[dict[str, torch.Tensor]]):
+    """A fixed number of training sequences, drawn from a corpus.
+
+    Args:
+        corpus: tokenised text.
+        proportions: share of each domain, any positive scale; empty means the natural mixture (by tokens).
+        length: tokens in a sequence.
+        count: sequences to draw.
+        seed: of the draws and shuffles.
+
+    Raises:
+        CorpusError: a proportion for an unknown domain, or none above zero.
+    """
+
+    def __init__(self, corpus: Corpus, proportions: Mapping[str, float], length: int, count: int, seed: int) -> None:
+        shares = normalised_proportions(corpus, proportions)
+        generator = np.random.default_rng(seed)
+        self.sources = [corpus.sequences(domain, "train", length) for domain in shares]
+        self.domain_of = generator.choice(len(shares), size=count, p=list(shares.values())).astype(np.int16)
+        self.row_of = np.empty(count, dtype=np.int64)
+        self.epochs: dict[str, float] = {}
+        for number, (domain, source) in enumerate(zip(shares, self.sources, strict=True)):
+            drawn = np.flatnonzero(self.domain_of == number)
+            self.row_of[drawn] = _shuffled_rounds(len(source), len(drawn), generator)
+            self.epochs[domain] = len(drawn) / len(source)
+
+    def __len__(self) -> int:
+        return len(self.row_of)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        row = self.sources[self.domain_of[index]][self.row_of[index]]
+        tokens = torch.from_numpy(row.astype(np.int64))  # (length,)
+        return {"input_ids": tokens, "labels": tokens}
+
+
+class HeldOutSequences(Dataset[dict[str, torch.Tensor]]):
+    """The first sequences of a domain's held-out text, in order; at most `limit` of them."""
+
+    def __init__(self, corpus: Corpus, domain: str, length: int, limit: int) -> None:
+        self.rows = corpus.sequences(domain, "held_out", length)[:limit]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        tokens = torch.from_numpy(self.rows[index].astype(np.int64))
+        return {"input_ids": tokens, "labels": tokens}
+
+
+def normalised_proportions(corpus: Corpus, proportions: Mapping[str, float]) -> dict[str, float]:
+    """Shares that sum to 1, in the corpus' order of domains; the natural mixture where none are given."""
+    unknown = sorted(set(proportions) - set(corpus.domains))
+    if unknown:
+        raise CorpusError(f"No domain {unknown[0]!r} in {corpus.folder}; it has: {', '.join(corpus.domains)}.")
+    if not proportions:
+        proportions = {domain: float(splits["train"].tokens) for domain, splits in corpus.domains.items()}
+    total = sum(proportions.values())
+    if min(proportions.values()) < 0 or total <= 0:
+        raise CorpusError(f"Proportions must be positive numbers, found {dict(proportions)}.")
+    return {domain: proportions.get(domain, 0.0) / total for domain in corpus.domains}
+
+
+def _shuffled_rounds(size: int, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """`count` row numbers below `size`: one permutation after the other."""
+    rounds = -(-count // size)
+    return np.concatenate([generator.permutation(size) for _ in range(rounds)] or [np.empty(0, np.int64)])[:count]

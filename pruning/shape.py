@@ -1,0 +1,117 @@
+"""Shapes of Llama backbones: the source's, the one to cut to, and how many parameters each has.
+
+L layers, D hidden, H query heads in G KV groups of `head_dim`, I intermediate. What `pruning.masks` learns to reach and
+`pruning.slicing` cuts to. Counts as in spec section 9 (Llama layout, no biases).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from drama_models.errors import ShapeError
+from pruning.hard_concrete import MAX_SPARSITY
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetShape:
+    """Sizes after pruning; a size left out stays as in the source model."""
+
+    hidden_size: int | None = None
+    """Width of the residual stream."""
+    num_layers: int | None = None
+    """Transformer blocks."""
+    num_heads: int | None = None
+    """Query heads in each layer; with grouped-query attention whole KV groups are dropped."""
+    intermediate_size: int | None = None
+    """Width of each MLP."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneShape:
+    """All sizes of a Llama backbone."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+
+    @classmethod
+    def of(cls, config: LlamaConfig) -> BackboneShape:
+        """Sizes from a transformers configuration."""
+        return cls(
+            hidden_size=config.hidden_size,
+            num_layers=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+        )
+
+    @property
+    def heads_per_group(self) -> int:
+        """Query heads that share one KV head; 1 for multi-head attention."""
+        return self.num_heads // self.num_kv_heads
+
+    def cut_to(self, target: TargetShape) -> BackboneShape:
+        """The shape after pruning.
+
+        Raises:
+            ShapeError: a target above the source, below what gates can reach, or heads that split a KV group.
+        """
+        sizes = {field.name: getattr(self, field.name) for field in fields(self)}
+        for field in fields(target):
+            wanted, source = getattr(target, field.name), sizes[field.name]
+            if wanted is None:
+                continue
+            least = max(1, int(source * (1 - MAX_SPARSITY)) + 1)
+            if not least <= wanted <= source:
+                raise ShapeError(
+                    f"Target {field.name}={wanted} cannot be cut from a source with {field.name}={source}; "
+                    f"choose between {least} and {source}."
+                )
+            sizes[field.name] = wanted
+        group = self.heads_per_group
+        if sizes["num_heads"] % group:
+            below = sizes["num_heads"] // group * group
+            raise ShapeError(
+                f"Target num_heads={sizes['num_heads']} splits a KV group of {group} query heads; "
+                f"try num_heads={below or group}, or expand the KV heads first (`python -m pruning expand-kv-heads`)."
+            )
+        sizes["num_kv_heads"] = sizes["num_heads"] // group
+        return BackboneShape(**sizes)
+
+    @property
+    def attention_parameters(self) -> int:
+        """Weights of one layer's q, k, v and o projections, without biases."""
+        return self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
+
+    @property
+    def mlp_parameters(self) -> int:
+        """Weights of one layer's gate, up and down projections, without biases."""
+        return 3 * self.hidden_size * self.intermediate_size
+
+    @property
+    def norm_parameters(self) -> int:
+        """Weights of all norms: two in each layer and the final one."""
+        return self.hidden_size * (2 * self.num_layers + 1)
+
+    @property
+    def prunable_parameters(self) -> int:
+        """Weights that masks count: all attention and MLP projections."""
+        return self.num_layers * (self.attention_parameters + self.mlp_parameters)
+
+    @property
+    def non_embedding_parameters(self) -> int:
+        """Everything but the embedding matrix and the language-model head."""
+        return self.prunable_parameters + self.norm_parameters
+
+    def total_parameters(self, vocabulary: int, *, tied: bool, has_lm_head: bool = True) -> int:
+        """All weights, with one embedding matrix and, if it is not tied to it, the head's."""
+        matrices = 2 if has_lm_head and not tied else 1
+        return self.non_embedding_parameters + matrices * vocabulary * self.hidden_size

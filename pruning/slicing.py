@@ -1,0 +1,138 @@
+"""Cut a model to its masks: rows and columns whose mask is zero go, the values of the others are folded in.
+
+The result is a stock LlamaForCausalLM folder that equals the masked model to float rounding. Tensors are read and cut one
+by one, so memory stays near the size of the result. The whole configuration is carried over from the source (RoPE, eps,
+vocabulary, ...); only sizes change.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+from transformers import AutoConfig
+
+from drama_models.errors import ShapeError
+from drama_models.folders import atomic_folder
+from drama_models.provenance import write_provenance
+from pruning.masked_weights import LAYER, MaskValues
+from pruning.masks import mask_shapes
+from pruning.model_folder import WEIGHTS, copy_other_files, read_weights
+from pruning.shape import BackboneShape
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+
+def slice_tensor(name: str, weight: Tensor, masks: MaskValues) -> Tensor:
+    """One weight after slicing: scaled by its mask values in float32, then cut, in its own dtype and contiguous."""
+    rows, columns = masks.kept(name)
+    cut = masks.scaled(name, weight.float())
+    if rows is not None:
+        cut = cut.index_select(0, rows)
+    if columns is not None:
+        cut = cut.index_select(1, columns)
+    return cut.to(weight.dtype).contiguous()
+
+
+def renumbered(name: str, kept_layers: list[int]) -> str | None:
+    """A parameter's name once removed blocks are gone; None if it is in one of them."""
+    found = LAYER.search(name)
+    if not found:
+        return name
+    if int(found[1]) not in kept_layers:
+        return None
+    return name.replace(f"layers.{found[1]}.", f"layers.{kept_layers.index(int(found[1]))}.", 1)
+
+
+def sliced_shape(masks: MaskValues) -> BackboneShape:
+    """Sizes after slicing.
+
+    Raises:
+        ShapeError: kept layers differ in heads or intermediate size, which a stock Llama cannot have.
+    """
+    source, layers = masks.source, masks.kept_layers()
+    groups = {int((masks.values["head"][layer] != 0).sum()) for layer in layers}
+    units = {int((masks.values["intermediate"][layer] != 0).sum()) for layer in layers}
+    if len(groups) != 1 or len(units) != 1:
+        raise ShapeError(
+            f"Kept layers have {sorted(groups)} KV groups and {sorted(units)} intermediate units; every layer needs the "
+            "same numbers: slice with masks cut to the target sizes."
+        )
+    return BackboneShape(
+        hidden_size=masks.kept_hidden,
+        num_layers=len(layers),
+        num_heads=groups.copy().pop() * source.heads_per_group,
+        num_kv_heads=groups.pop(),
+        head_dim=source.head_dim,
+        intermediate_size=units.pop(),
+    )
+
+
+def sliced_config(config: Mapping[str, Any], shape: BackboneShape) -> dict[str, Any]:
+    """The source's config.json with the new sizes."""
+    changed = dict(config) | {
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "intermediate_size": shape.intermediate_size,
+    }
+    if isinstance(changed.get("layer_types"), list):
+        changed["layer_types"] = changed["layer_types"][: shape.num_layers]
+    return changed
+
+
+def slice_folder(
+    source: str | Path, values: Mapping[str, Tensor], out: str | Path, recipe: Mapping[str, Any]
+) -> BackboneShape:
+    """Write the sliced model as a new folder.
+
+    Args:
+        source: model folder whose weights the masks were learned on.
+        values: deterministic mask values by dimension, shapes as in `pruning.masks`.
+        out: folder to make.
+        recipe: settings to record in its provenance.
+
+    Returns:
+        The shape of the result.
+
+    Raises:
+        ShapeError: masks that do not fit the model, or leave layers of different sizes.
+        ModelFolderError: unreadable weights.
+    """
+    config = AutoConfig.from_pretrained(source)
+    shape = BackboneShape.of(config)
+    _check_masks(values, shape)
+    masks = MaskValues(values, shape, tied=bool(config.tie_word_embeddings))
+    target, layers = sliced_shape(masks), masks.kept_layers()
+    with atomic_folder(out) as partial:
+        cut = {
+            new_name: slice_tensor(name, weight, masks)
+            for name, weight in read_weights(source)
+            if (new_name := renumbered(name, layers)) is not None and not (masks.tied and name == "lm_head.weight")
+        }
+        save_file(cut, partial / WEIGHTS, metadata={"format": "pt"})
+        figures = {"parameters": sum(tensor.numel() for tensor in cut.values()), "kept_layers": layers}
+        copy_other_files(Path(source), partial)
+        settings = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
+        text = json.dumps(sliced_config(settings, target), indent=2)
+        (partial / "config.json").write_text(text + "\n", encoding="utf-8")
+        write_provenance(
+            partial, stage="pruning.slice", recipe=recipe, inputs={"model": source}, figures=figures, parent=source
+        )
+    return target
+
+
+def _check_masks(values: Mapping[str, Tensor], shape: BackboneShape) -> None:
+    for name, wanted in mask_shapes(shape).items():
+        if name in values and tuple(values[name].shape) != wanted:
+            raise ShapeError(
+                f"The {name} mask has shape {tuple(values[name].shape)}, this model needs {wanted}; "
+                "slice the model that the masks were learned on."
+            )
