@@ -1,1 +1,1 @@
-"""`make demo`: a retriever for the documentation of one's own Python environment, made by the whole chain in minutes."""
+"""`make demo`: the whole chain in minutes, on the documentation of one's own Python environment."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +66,6 @@ def read_questions(split: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-    return root if root in PACKAGES else STANDARD_LIBRARY
-
-
 def package_of(name: str) -> str:
     """Package that a qualified name belongs to; `python` for the standard library."""
     root = name.partition(".")[0]
@@ -77,11 +75,16 @@ def package_of(name: str) -> str:
 def _distinct_entries(packages: Iterable[Package]) -> list[Entry]:
     """Entries of all packages, sorted by name; of equal names in two packages the first package's."""
     entries: dict[str, Entry] = {}
-    for package in packages:
-        for entry in public_entries(read_package(package.root, package.prefix)):
-            if len(entry.docstring.split()) >= MIN_WORDS:
+    with ProcessPoolExecutor() as pool:  # parsing is pure Python: one process a core
+        for found in pool.map(_entries_of, packages):
+            for entry in found:
                 entries.setdefault(entry.name, entry)
     return [entries[name] for name in sorted(entries)]
+
+
+def _entries_of(package: Package) -> list[Entry]:
+    entries = public_entries(read_package(package.root, package.prefix))
+    return [entry for entry in entries if len(entry.docstring.split()) >= MIN_WORDS]
 
 
 def _document(entry: Entry) -> dict[str, Any]:

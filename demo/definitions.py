@@ -210,14 +210,14 @@ def _text(node: ast.expr) -> str | None:
         case ast.Constant(value=str(text)):
             return text
         case ast.BinOp(op=ast.Add(), left=left, right=right):
-            return "".join(part for part in (_text(left), _text(right)) if part) or None
+            return "".join(filter(None, (_text(left), _text(right)))) or None
         case ast.Call(func=ast.Attribute(value=template, attr="format")):
-            text = _text(template)
-            return PLACEHOLDER.sub(r"\1", text).replace("{{", "{").replace("}}", "}") if text else None
+            formatted = _text(template)
+            return PLACEHOLDER.sub(r"\1", formatted).replace("{{", "{").replace("}}", "}") if formatted else None
         case ast.Call(func=ast.Attribute(attr="dedent" | "cleandoc"), args=[inner, *_]):
             return _text(inner)
         case ast.JoinedStr(values=parts):
-            return "".join(text for part in parts if (text := _text(part))) or None
+            return "".join(filter(None, map(_text, parts))) or None
     return None
 
 

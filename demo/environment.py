@@ -1,4 +1,4 @@
-"""The installed packages that the demo reads: where their files are and which version they have. Nothing is imported."""
+"""The installed packages that the demo reads: where their files are, and which version. Nothing is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make the small source model that the demo prunes: a grouped-query Llama, from nothing, on this environment's own text.
+"""Make the source model that the demo prunes: a small grouped-query Llama, from nothing, on installed text.
 
     python -m demo.make_source            # several hours on two cores; goes on where it was interrupted
 
@@ -13,6 +13,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -35,7 +36,7 @@ WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 256,
     "num_hidden_layers": 6,
     "num_attention_heads": 8,

@@ -174,8 +174,8 @@ class _PublicNames:
                 if method.docstring and not member.startswith("_"):
                     yield f"{owner}.{member}", method.docstring, f"{name}.{member}"
         for attribute, behind in definition.accessors.items():
-            for method_place, docstring, method in self.documented(f"{self._module_of(place)}.{behind}"):
-                yield method_place, docstring, f"{name}.{attribute}{method.partition(f'.{behind}')[2]}"
+            for found, docstring, full_name in self.documented(f"{self._module_of(place)}.{behind}"):
+                yield found, docstring, f"{name}.{attribute}{full_name.partition(f'.{behind}')[2]}"
 
     def _lineage(
         self, name: str, place: str, definition: Definition, hops: int = 0

@@ -1,7 +1,7 @@
 """Dense retrievers on pruned Llama backbones: load, encode, index, search, evaluate.
 
-The public names below are imported when they are first used, so `import drama_models` loads neither torch nor transformers
-(PEP 562); only `DramaModel` needs them.
+The public names below are imported when they are first used, so `import drama_models` loads neither torch nor
+transformers (PEP 562); only `DramaModel` needs them.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 WORD = re.compile(r"\w+")
 # Lucene's English stop words, those of Anserini's BM25 baselines.
-STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
-    "to was will with".split()
-)
+STOP_WORDS = {
+    "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not", "of",
+    "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was", "will", "with",
+}  # fmt: skip
 UNSPACED_LANGUAGES = ("zh", "ja", "th")
 RUN = re.compile(r"[A-Za-z0-9]+|[^\s\x00-\x7f]+")  # of Latin letters and digits, or of anything outside ASCII
 
@@ -27,8 +27,8 @@ class BM25:
     """Lucene's BM25 over a fixed set of documents (k1 0.9, b 0.4, as Anserini and BEIR report it).
 
     Args:
-        documents: id and content of every document.
-        language: two-letter code; English is stemmed and loses stop words, Chinese, Japanese and Thai are cut into pairs
+        documents: id and content of every document. language: two-letter code; English is stemmed and loses stop
+        words, Chinese, Japanese and Thai are cut into pairs
             of characters, other languages into lower-case words.
 
     Raises:
@@ -54,7 +54,9 @@ class BM25:
         """The terms of a text, in order."""
         lowered = text.lower()
         if self._language in UNSPACED_LANGUAGES:
-            return [term for run in RUN.findall(lowered) for term in _pairs(run)]
+            # letters, vowel signs and digits; `\w` would split Thai at every vowel sign
+            kept = "".join(sign if unicodedata.category(sign)[0] in "LMN" else " " for sign in lowered)
+            return [term for run in RUN.findall(kept) for term in _pairs(run)]
         words = WORD.findall(lowered)
         if self._stem is None:
             return words
@@ -75,9 +77,7 @@ class BM25:
 
 
 def _pairs(run: str) -> list[str]:
-    """Latin words and numbers whole; other scripts as overlapping pairs of characters, punctuation left out."""
-    if run.isascii():
+    """Latin words and numbers whole, other scripts as overlapping pairs of characters."""
+    if run.isascii() or len(run) == 1:
         return [run]
-    # letters, vowel signs and digits; `\w` would split Thai at every vowel sign
-    kept = [character for character in run if unicodedata.category(character)[0] in "LMN"]
-    return ["".join(kept[start : start + 2]) for start in range(max(len(kept) - 1, 1))] if kept else []
+    return [run[start : start + 2] for start in range(len(run) - 1)]

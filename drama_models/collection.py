@@ -1,4 +1,4 @@
-"""Collections are BEIR folders: `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`), `qrels/SPLIT.tsv`.
+"""Collections are BEIR folders: `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl`, `qrels/SPLIT.tsv`.
 
 Each file may be plain or `.gz`. Everything is checked while it is read; an error names the file and the line.
 """
@@ -60,6 +60,11 @@ class Collection:
                 raise CollectionError(f"{self._corpus_file}, line {line}: `title` and `text` must be strings.")
             yield Document(record["_id"], title, text)
 
+    def count(self) -> int:
+        """Number of lines of the corpus: the number of documents, once `documents` has found no fault."""
+        with _open_text(self._corpus_file) as file:
+            return sum(1 for _ in file)
+
     def queries(self) -> dict[str, str]:
         """Query text by id, in file order.
 
@@ -118,7 +123,9 @@ class Collection:
         """
         with atomic_folder(folder) as partial:
             _write_lines(partial / "corpus.jsonl", documents)
-            _write_lines(partial / "queries.jsonl", ({"_id": key, "text": text} for key, text in (queries or {}).items()))
+            _write_lines(
+                partial / "queries.jsonl", ({"_id": key, "text": text} for key, text in (queries or {}).items())
+            )
             (partial / "qrels").mkdir()
             for split, judgements in (qrels or {}).items():
                 rows = [(query, *pair) for query, graded in judgements.items() for pair in graded.items()]
@@ -148,7 +155,9 @@ class Collection:
                 if not isinstance(key, str):
                     raise CollectionError(f"{path}, line {number}: expected an object with a string `_id`.")
                 if key in seen:
-                    raise CollectionError(f"{path}, line {number}: id {key!r} was used in line {seen[key]}; ids are unique.")
+                    raise CollectionError(
+                        f"{path}, line {number}: id {key!r} was used in line {seen[key]}; ids are unique."
+                    )
                 seen[key] = number
                 yield number, record
 

@@ -13,7 +13,8 @@
     ├── ShapeError (ValueError)                 a pruning target that the source model cannot be cut to
     └── TrainingError (RuntimeError)            a run had to stop (non-finite loss, masks not converged)
 
-The command line prints the message of a `DramaError` and exits with code 2; anything else is a bug and keeps its traceback.
+The command line prints the message of a `DramaError` and exits with code 2; anything else is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations

@@ -120,5 +120,7 @@ def _measures(metrics: Sequence[str]) -> dict[str, Any]:
         try:
             parsed[name] = ir_measures.parse_measure(METRICS.get(name.lower(), name))
         except (ValueError, NameError, SyntaxError):
-            raise ValueError(f"Unknown metric {name!r}; use one of {', '.join(METRICS)}, or ir-measures' names.") from None
+            raise ValueError(
+                f"Unknown metric {name!r}; use one of {', '.join(METRICS)}, or ir-measures' names."
+            ) from None
     return parsed

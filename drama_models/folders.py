@@ -65,7 +65,7 @@ def sha256_of_file(path: str | Path) -> str:
 
 
 def sha256_of_folder(folder: str | Path) -> str:
-    """SHA-256 over the relative path and the hash of every file below a folder, in sorted order; hidden files left out."""
+    """SHA-256 over relative path and hash of every file below a folder, in sorted order; hidden files left out."""
     folder = Path(folder)
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

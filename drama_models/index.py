@@ -79,7 +79,9 @@ class Index:
             raise ValueError(f"The vector of document {ids[row]!r} is not finite; encode it again.")
         known = [key for key in ids if key in self._positions]
         if known or len(set(ids)) != len(ids):
-            raise ValueError(f"Document id {(known or [_first_repeated(ids)])[0]!r} is in the index already; ids are unique.")
+            raise ValueError(
+                f"Document id {(known or [_first_repeated(ids)])[0]!r} is in the index already; ids are unique."
+            )
         self._positions |= {key: len(self.ids) + offset for offset, key in enumerate(ids)}
         self.ids.extend(ids)
         self._faiss.add(np.ascontiguousarray(vectors, dtype=np.float32))
@@ -108,6 +110,11 @@ class Index:
             [(self.ids[row], float(score)) for row, score in zip(*hits, strict=True)]
             for hits in zip(rows, scores, strict=True)
         ]
+
+    def vectors(self) -> NDArray[np.float32]:
+        """The stored vectors in the order of `ids`, (number of documents, dim), float32."""
+        stored: NDArray[np.float32] = self._faiss.reconstruct_n(0, len(self.ids))
+        return stored
 
     def save(self, folder: str | Path) -> None:
         """Write the index, complete or not at all; an index that was there is replaced as a whole."""
@@ -141,7 +148,9 @@ class Index:
         for name, expected in manifest["sha256"].items():
             path = Path(folder) / Path(name).name
             if not path.is_file() or sha256_of_file(path) != expected:
-                raise IndexFolderError(f"{path} is not the file that was written; rebuild the index with `drama index`.")
+                raise IndexFolderError(
+                    f"{path} is not the file that was written; rebuild the index with `drama index`."
+                )
         model = ModelIdentity(**manifest["model"]) if manifest["model"] else None
         index = cls(manifest["dim"], model, manifest["collection"])
         index.ids = json.loads((Path(folder) / IDS).read_text(encoding="utf-8"))
@@ -160,13 +169,13 @@ class Index:
         name = self.model.name if self.model else "an unknown model"
         if encoder.dim != self.dim:
             raise IndexFolderError(
-                f"The index was built with {name} (dim {self.dim}); this encoder is {encoder.folder} (dim {encoder.dim}). "
-                f"Open it with dim={self.dim}, or rebuild it with `drama index`."
+                f"The index was built with {name} (dim {self.dim}); this encoder is {encoder.folder} "
+                f"(dim {encoder.dim}). Open it with dim={self.dim}, or rebuild it with `drama index`."
             )
         if self.model is not None and encoder.fingerprint() != self.model.fingerprint:
             raise IndexFolderError(
-                f"The index was built with {name}; this encoder is {encoder.folder}, whose vectors lie in another space. "
-                "Open it with the model it was built with, or rebuild it with `drama index`."
+                f"The index was built with {name}; this encoder is {encoder.folder}, whose vectors lie in another "
+                "space. Open it with the model it was built with, or rebuild it with `drama index`."
             )
 
 
@@ -178,7 +187,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise IndexFolderError(f"{folder} is not an index; build one with `drama index`.") from None
     if not readable:
-        raise IndexFolderError(f"{folder} has index format {manifest['format']}, this version reads {FORMAT}; rebuild it.")
+        raise IndexFolderError(
+            f"{folder} has index format {manifest['format']}, this version reads {FORMAT}; rebuild it."
+        )
     return manifest
 
 

@@ -1,7 +1,7 @@
 """Finding a model's files and making sure they are whole before anything is computed with them.
 
-Only JSON, safetensors, tokenizer and ONNX files are ever fetched or read: no pickle, no code. Weights are checked by the
-header of the safetensors file alone, so a truncated or misshapen file is named before a runtime touches it.
+Only JSON, safetensors, tokenizer and ONNX files are ever fetched or read: no pickle, no code. Weights are checked by
+the header of the safetensors file alone, so a truncated or misshapen file is named before a runtime touches it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def find_model_folder(name_or_path: str | Path, revision: str | None = None) -> 
     if path.is_dir():
         return path
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         found = snapshot_download(

@@ -10,7 +10,7 @@ Ma et al., 2025, arXiv 2502.18460, section 3.3; encoding rules as in the publish
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -30,7 +30,7 @@ FOLLOWS_CONFIG = tuple(int(part) for part in transformers_version.split(".")[:2]
 OWN_MASKS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 
 
-class DramaModel(LlamaModel):  # type: ignore[misc]
+class DramaModel(LlamaModel):
     """Bidirectional Llama encoder; parameters, configuration and outputs are LlamaModel's.
 
     Its configuration says `is_causal: false`, so that what is saved loads as the same model through AutoModel.
@@ -41,7 +41,7 @@ class DramaModel(LlamaModel):  # type: ignore[misc]
         config.use_bidirectional_attention = True  # the name under which text-embeddings-inference reads it
         super().__init__(config)
         for layer in self.layers:
-            layer.self_attn.is_causal = False
+            cast(Any, layer).self_attn.is_causal = False
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -51,7 +51,8 @@ class DramaModel(LlamaModel):  # type: ignore[misc]
             ValueError: weights are missing, or this environment does not honour bidirectional attention.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model: Any
+        model, info = cast(Any, super()).from_pretrained(*args, output_loading_info=True, **kwargs)
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:3])
             raise ValueError(f"{args[0]} lacks weights ({missing}, ...); fetch the folder again.")
@@ -147,9 +148,7 @@ class DramaModel(LlamaModel):  # type: ignore[misc]
         ]
         return torch.cat(pieces) if pieces else torch.empty(0, dim or hidden_size, device=self.device)
 
-    def _embed_batch(
-        self, tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int, dim: int | None
-    ) -> Tensor:
+    def _embed_batch(self, tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int, dim: int | None) -> Tensor:
         # BOS and EOS are set here, always both and once, whatever the tokenizer's own post-processor does.
         encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=limit - 2)["input_ids"]
         ends = [tokenizer.bos_token_id], [tokenizer.eos_token_id]

@@ -1,4 +1,4 @@
-"""From hidden states to embeddings: pool, cut to `dim`, then normalise. The only place where these rules stand for NumPy."""
+"""From hidden states to embeddings: pool, cut to `dim`, then normalise. In NumPy, for every runtime."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def pool(hidden: NDArray[np.floating], attention_mask: NDArray[np.integer], pool
     return hidden[rows, last]
 
 
-def finish(pooled: NDArray[np.floating], dim: int | None, *, normalise: bool) -> NDArray[np.float32]:
-    """Keep the first `dim` coordinates, then scale each row to length 1: (B, D) to (B, dim), float32.
+def finish(pooled: NDArray[np.floating], dim: int | None, *, normalise: bool) -> NDArray[np.floating]:
+    """Keep the first `dim` coordinates, then scale each row to length 1: (B, D) to (B, dim), dtype of `pooled`.
 
     The order matters: cut after normalising, vectors are shorter than 1 and scores are not cosines.
     """
-    cut = pooled[:, :dim].astype(np.float32)
+    cut = pooled[:, :dim]
     if normalise:
-        cut /= np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), SMALLEST_NORM)
+        cut = cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), SMALLEST_NORM)
     return cut

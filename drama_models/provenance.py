@@ -56,9 +56,7 @@ def write_provenance(
         "stage": stage,
         "recipe": _plain(settings),
         "versions": installed_versions(),
-        "inputs": {
-            role: {"name": Path(path).name, "sha256": sha256_of_folder(path)} for role, path in inputs.items()
-        },
+        "inputs": {role: {"name": Path(path).name, "sha256": sha256_of_folder(path)} for role, path in inputs.items()},
         "figures": _plain(figures),
         "parent": read_provenance(parent) if parent is not None else None,
     }

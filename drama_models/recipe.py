@@ -8,16 +8,17 @@ A field that the stage does not know, or a value of the wrong kind, is an error 
 from __future__ import annotations
 
 import difflib
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import yaml
 
-from drama_models.errors import RecipeError
+from drama_models.errors import DramaError, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Recipe = TypeVar("Recipe")
 
@@ -48,6 +49,34 @@ def parse_recipe(recipe_class: type[Recipe], arguments: Sequence[str], *, comman
         return recipe_class(**{field.name: values[field.name] for field in fields(recipe_class)})  # type: ignore[arg-type]
     except (ArgumentError, ValueError, TypeError) as error:
         raise RecipeError(_explain(error, path, lines)) from None
+
+
+def run_command(
+    room: str, commands: Mapping[str, tuple[Callable[[list[str]], str], str]], arguments: Sequence[str]
+) -> int:
+    """Command line of a workshop room: run one command and print what it made.
+
+    Args:
+        room: its name, as in `python -m pruning`.
+        commands: name to function, from command-line words to the text to print, and its purpose.
+        arguments: command-line words.
+
+    Returns:
+        Exit code: 2 with one sentence for a user's mistake, 130 when interrupted.
+    """
+    if not arguments or arguments[0] not in commands:
+        lines = [f"  {name:18} {purpose}" for name, (_, purpose) in commands.items()]
+        print(f"python -m {room} COMMAND [RECIPE.yaml] [--field value ...]\n", *lines, sep="\n")  # noqa: T201
+        return 0 if list(arguments[:1]) in (["-h"], ["--help"]) else 2
+    try:
+        print(commands[arguments[0]][0](list(arguments[1:])))  # noqa: T201
+    except DramaError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on at its last checkpoint", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
 
 
 def load_recipe(recipe_class: type[Recipe], path: str | Path, **overrides: object) -> Recipe:

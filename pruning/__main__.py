@@ -6,8 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from drama_models.errors import DramaError
-from drama_models.recipe import parse_recipe
+from drama_models.recipe import parse_recipe, run_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,9 @@ def _slice(arguments: list[str]) -> str:
     from pruning.slicing import slice_folder
 
     recipe = parse_recipe(SliceRecipe, arguments, command="python -m pruning slice")
-    shape = slice_folder(recipe.model, load_masks(recipe.model, force=recipe.force), recipe.out, {"force": recipe.force})
+    shape = slice_folder(
+        recipe.model, load_masks(recipe.model, force=recipe.force), recipe.out, {"force": recipe.force}
+    )
     return f"made {recipe.out}: {shape}; next: python -m pruning recover --model {recipe.out} ..."
 
 
@@ -79,7 +80,9 @@ def _recover(arguments: list[str]) -> str:
     recipe = parse_recipe(RecoverRecipe, arguments, command="python -m pruning recover")
     held_out = recover(recipe)["figures"]["held_out"]
     bits = ", ".join(f"{domain} {figures['bits_per_byte']:.3f}" for domain, figures in held_out.items())
-    return f"made {recipe.out} (held-out bits per byte: {bits}); next: python -m training train --model {recipe.out} ..."
+    return (
+        f"made {recipe.out} (held-out bits per byte: {bits}); next: python -m training train --model {recipe.out} ..."
+    )
 
 
 def _expand_kv_heads(arguments: list[str]) -> str:
@@ -87,7 +90,8 @@ def _expand_kv_heads(arguments: list[str]) -> str:
 
     recipe = parse_recipe(ExpandRecipe, arguments, command="python -m pruning expand-kv-heads")
     expand_folder(recipe.model, recipe.out, recipe.num_kv_heads)
-    return f"made {recipe.out}: {recipe.num_kv_heads} KV heads; next: python -m pruning learn-masks --model {recipe.out} ..."
+    heads = f"made {recipe.out}: {recipe.num_kv_heads} KV heads"
+    return f"{heads}; next: python -m pruning learn-masks --model {recipe.out} ..."
 
 
 COMMANDS = {
@@ -99,19 +103,5 @@ COMMANDS = {
 }
 
 
-def main(arguments: list[str]) -> int:
-    """Run one command; exit code 2 and one sentence for a user's mistake."""
-    if not arguments or arguments[0] not in COMMANDS:
-        print("python -m pruning COMMAND [RECIPE.yaml] [--field value ...]\n")
-        print("\n".join(f"  {name:16} {purpose}" for name, (_, purpose) in COMMANDS.items()))
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    try:
-        print(COMMANDS[arguments[0]][0](arguments[1:]))
-    except DramaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command("pruning", COMMANDS, sys.argv[1:]))

@@ -1,9 +1,10 @@
 """Text for language modelling: domains of documents, tokenised once into memory-mapped files.
 
-A text corpus is a folder with one sub-folder a domain, each holding `.jsonl` (field `text`), `.txt` or `.parquet` files,
-the first two also as `.gz`. Files called `held_out*` are kept for evaluation; a domain without one gives its last
-percent of documents. Every document becomes BOS + tokens + EOS; documents are laid end to end and cut to the sequence
-length where they are read, as in LLM-Shearing (spec of the reference: continuous sequences, no separation by the mask).
+A text corpus is a folder with one sub-folder a domain, each holding `.jsonl` (field `text`), `.txt` or `.parquet`
+files, the first two also as `.gz`. Files called `held_out*` are kept for evaluation; a domain without one gives its
+last percent of documents. Every document becomes BOS + tokens + EOS; documents are laid end to end and cut to the
+sequence length where they are read, as in LLM-Shearing (spec of the reference: continuous sequences, no separation by
+the mask).
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
     tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
     if tokenizer.get_vocab_size() > config["vocab_size"]:
         raise CorpusError(
-            f"The tokenizer of {model} has {tokenizer.get_vocab_size()} entries, its model only {config['vocab_size']}; "
-            "use the tokenizer that belongs to the model."
+            f"The tokenizer of {model} has {tokenizer.get_vocab_size()} entries, its model only "
+            f"{config['vocab_size']}; use the tokenizer that belongs to the model."
         )
     names = sorted(path.name for path in Path(text).iterdir() if path.is_dir()) if Path(text).is_dir() else []
     if not names:
@@ -129,7 +130,9 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
         manifest = {
             "dtype": dtype,
             "tokenizer_sha256": sha256_of_file(Path(model) / "tokenizer.json"),
-            "domains": {name: {key: asdict(split) for key, split in splits.items()} for name, splits in domains.items()},
+            "domains": {
+                name: {key: asdict(split) for key, split in splits.items()} for name, splits in domains.items()
+            },
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return Corpus.open(out)
@@ -193,9 +196,7 @@ def _tokenise_domain(
     if not documents:
         raise CorpusError(f"Domain folder {folder} has no training text; add documents to its files.")
     parts = {"train": documents, "held_out": held_out}
-    return {
-        split: _write_tokens(texts, tokenizer, ends, dtype, out / f"{split}.bin") for split, texts in parts.items()
-    }
+    return {split: _write_tokens(texts, tokenizer, ends, dtype, out / f"{split}.bin") for split, texts in parts.items()}
 
 
 def _write_tokens(documents: list[str], tokenizer: Tokenizer, ends: tuple[int, int], dtype: str, path: Path) -> Split:

@@ -1,8 +1,8 @@
 """Hard-concrete gates: the distribution behind every mask.
 
-A gate is one `log_alpha` per prunable unit. While masks are learned it is sampled, so that the language-model loss reaches
-`log_alpha` through the value of the gate; its expected value is what the size constraint sees; `deterministic_mask` is
-what evaluation and slicing use. Nothing here knows about models.
+A gate is one `log_alpha` per prunable unit. While masks are learned it is sampled, so that the language-model loss
+reaches `log_alpha` through the value of the gate; its expected value is what the size constraint sees;
+`deterministic_mask` is what evaluation and slicing use. Nothing here knows about models.
 
 Louizos et al., 2018, arXiv 1712.01312; constants and the deterministic rule as in LLM-Shearing (Xia et al., 2023).
 """

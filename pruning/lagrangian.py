@@ -42,17 +42,21 @@ class Lagrangian(nn.Module):
     Args:
         targets: final sparsity of each dimension.
         warmup_steps: steps over which the targets rise.
+        start_sparsity: where they start.
     """
 
-    def __init__(self, targets: Mapping[str, float], warmup_steps: int) -> None:
+    def __init__(self, targets: Mapping[str, float], warmup_steps: int, start_sparsity: float = 0.0) -> None:
         super().__init__()
-        self.targets, self.warmup_steps = dict(targets), warmup_steps
+        self.targets, self.warmup_steps, self.start_sparsity = dict(targets), warmup_steps, start_sparsity
         self.lambda_1 = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in targets})
         self.lambda_2 = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in targets})
 
     def targets_at(self, step: int) -> dict[str, float]:
         """Sparsity asked of each dimension at a step."""
-        return {name: warmed_up(target, step, self.warmup_steps) for name, target in self.targets.items()}
+        return {
+            name: warmed_up(target, step, self.warmup_steps, self.start_sparsity)
+            for name, target in self.targets.items()
+        }
 
     def penalty(self, scores: Mapping[str, Tensor], step: int) -> Tensor:
         """Sum of the penalties of all dimensions, a scalar in float32.
@@ -71,9 +75,7 @@ class Lagrangian(nn.Module):
 
 def target_sparsities(source: Mapping[str, tuple[int, ...]], target: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
     """1 - target/source of every dimension that is cut, from the mask shapes of both."""
-    return {
-        name: 1 - target[name][-1] / shape[-1] for name, shape in source.items() if target[name][-1] != shape[-1]
-    }
+    return {name: 1 - target[name][-1] / shape[-1] for name, shape in source.items() if target[name][-1] != shape[-1]}
 
 
 def overall_sparsity(scores: Mapping[str, Tensor], source: BackboneShape) -> Tensor:

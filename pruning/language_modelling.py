@@ -1,7 +1,8 @@
 """The trainer that both stages share: the Hugging Face Trainer on packed sequences, in an order fixed by the seed.
 
-Accelerate, mixed precision, accumulation, clipping, checkpoints and loggers are the Trainer's own. Added here: the fixed
-order, a stop at the first non-finite loss, a checkpoint that counts only once it is complete, and one steady line.
+Accelerate, mixed precision, accumulation, clipping, checkpoints and loggers are the Trainer's own. Added here: the
+fixed order, a stop at the first non-finite loss, a checkpoint that counts only once it is complete, and one steady
+line.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.utils.data import Dataset, Sampler, SequentialSampler
@@ -70,8 +71,6 @@ class LanguageModellingRecipe:
     """Steps between lines of the log."""
     save_every: int = 200
     """Steps between checkpoints."""
-    evaluate_every: int = 0
-    """Steps between evaluations on held-out text; 0 evaluates at the end only."""
     held_out_sequences: int = 64
     """Held-out sequences of each domain to evaluate on, at most."""
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -82,8 +81,8 @@ class LanguageModellingRecipe:
             raise ValueError(f"steps={self.steps} must be at least 1.")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
-                f"batch_size={self.batch_size} is not a multiple of gradient_accumulation={self.gradient_accumulation}; "
-                "use one that divides it."
+                f"batch_size={self.batch_size} is not a multiple of "
+                f"gradient_accumulation={self.gradient_accumulation}; use one that divides it."
             )
 
 
@@ -97,10 +96,11 @@ class LanguageModelTrainer(Trainer):
         self.add_callback(_Checkpoints())
         self.add_callback(_Progress(recipe))
 
-    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return SequentialSampler(cast(Any, self.train_dataset if train_dataset is None else train_dataset))
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        """One step of the stock trainer, checked."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             step = self.state.global_step
@@ -135,6 +135,7 @@ def training_arguments(recipe: LanguageModellingRecipe) -> TrainingArguments:
         "remove_unused_columns": False,
         "report_to": "none",
         "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
     }
     return TrainingArguments(**(settings | recipe.trainer))
 
@@ -160,14 +161,17 @@ def held_out_figures(
     """
     was_training = model.training
     model.eval()
+    device = next(model.parameters()).device
+    size = recipe.batch_size // recipe.gradient_accumulation
     figures = {}
     for domain, splits in corpus.domains.items():
         held_out = splits["held_out"]
         data = HeldOutSequences(corpus, domain, recipe.sequence_length, recipe.held_out_sequences)
         total = 0.0
-        for index in range(len(data)):
-            batch = {name: tensor[None].to(next(model.parameters()).device) for name, tensor in data[index].items()}
-            total += model(**batch).loss.item()
+        for start in range(0, len(data), size):
+            rows = [data[index] for index in range(start, min(start + size, len(data)))]
+            batch = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+            total += model(**batch).loss.item() * len(rows)  # sequences are equally long, so means can be averaged
         loss = total / len(data)
         bits = loss / math.log(2) * held_out.tokens / held_out.text_bytes
         figures[domain] = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}

@@ -1,8 +1,8 @@
 """The pruning stage: learn which units go, together with the weights that stay, under the size constraint.
 
-One AdamW with three groups: weights at the usual rate, log_alphas at rate 1, multipliers ascending at rate 1; one cosine
-schedule multiplies all three (spec section 5). The made folder holds the full-size weights and `masks.safetensors`;
-`pruning.slicing` cuts it.
+One AdamW with three groups: weights at the usual rate, log_alphas at rate 1, multipliers ascending at rate 1; one
+cosine schedule multiplies all three (spec section 5). The made folder holds the full-size weights and
+`masks.safetensors`; `pruning.slicing` cuts it.
 """
 
 from __future__ import annotations
@@ -69,12 +69,15 @@ class MaskTrainer(LanguageModelTrainer):
         self.add_callback(_StepCounter(model))
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
+        """The three-group optimiser of this stage."""
         self.optimizer = mask_optimizer(self.model, self.recipe)
         return self.optimizer
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log the expected size of every masked dimension, and the penalty, beside the loss."""
         sizes = self.model.masks.expected_sizes()
-        super().log(logs | {name: expected for name, (expected, _) in sizes.items()}, *args, **kwargs)
+        expected = {name: size for name, (size, _) in sizes.items()}
+        super().log(logs | expected | {"penalty": self.model.penalty}, *args, **kwargs)
 
 
 def mask_optimizer(model: MaskedCausalLM, recipe: LearnMasksRecipe) -> torch.optim.AdamW:
@@ -104,7 +107,7 @@ def learn_masks(recipe: LearnMasksRecipe) -> dict[str, Any]:
     masks = Masks(source, source.cut_to(recipe.target), recipe.seed)
     corpus = Corpus.open(recipe.corpus)
     corpus.check_tokenizer(recipe.model)
-    stock = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
+    stock: Any = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
     model = MaskedCausalLM(stock, masks, recipe.sparsity_warmup_steps)
     data = MixedSequences(
         corpus, recipe.proportions, recipe.sequence_length, recipe.steps * recipe.batch_size, recipe.seed

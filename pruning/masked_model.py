@@ -20,7 +20,7 @@ from pruning.masks import Masks, mask_shapes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from transformers import LlamaForCausalLM
+    from transformers import PreTrainedModel
 
 EPS = "variance_epsilon"
 
@@ -39,13 +39,14 @@ class MaskedCausalLM(nn.Module):
 
     step: Tensor
 
-    def __init__(self, model: LlamaForCausalLM, masks: Masks, warmup_steps: int) -> None:
+    def __init__(self, model: PreTrainedModel, masks: Masks, warmup_steps: int) -> None:
         super().__init__()
         self.model, self.masks = model, masks
         self.tied = bool(model.config.tie_word_embeddings)
         targets = target_sparsities(mask_shapes(masks.source), mask_shapes(masks.target))
         self.lagrangian = Lagrangian(targets, warmup_steps)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.penalty = 0.0  # of the last training call, for the log
         self._eps = expose_norm_eps(model)
         self.register_state_dict_post_hook(_drop_tied_head)
 
@@ -62,7 +63,9 @@ class MaskedCausalLM(nn.Module):
         output = self.call_with(values, input_ids=input_ids, labels=labels, **inputs)
         loss = output.loss
         if self.training and loss is not None:
-            loss = loss + self.lagrangian.penalty(self.masks.scores(), int(self.step))
+            penalty = self.lagrangian.penalty(self.masks.scores(), int(self.step))
+            self.penalty = penalty.item()
+            loss = loss + penalty
         return CausalLMOutput(loss=loss, logits=output.logits)
 
     def call_with(self, values: Mapping[str, Tensor], **inputs: Any) -> Any:

@@ -1,9 +1,10 @@
 """What each mask does to each weight of a Llama: one table, used to train under masks and to slice.
 
-A masked model is the stock model with other weights: values are multiplied by mask values here, and rows and columns whose
-mask is zero are cut out by `pruning.slicing`. Only RMSNorm needs care: it must average over the kept coordinates, so a
-full-width norm gets weight * sqrt(kept / full) and eps * kept / full, while a sliced norm needs neither (spec section 6).
-The multiplications follow LLM-Shearing's rules with its two train/export mismatches mended (spec section 10).
+A masked model is the stock model with other weights: values are multiplied by mask values here, and rows and columns
+whose mask is zero are cut out by `pruning.slicing`. Only RMSNorm needs care: it must average over the kept
+coordinates, so a full-width norm gets weight * sqrt(kept / full) and eps * kept / full, while a sliced norm needs
+neither (spec section 6). The multiplications follow LLM-Shearing's rules with its two train/export mismatches mended
+(spec section 10).
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class MaskValues:
         return [index for index, value in enumerate(self.values["layer"].tolist()) if value != 0]
 
     def along(self, axis: str, layer: int | None) -> Tensor:
-        """Mask values along an axis of a weight: (D,), (I,), (H * head_dim,) or (G * head_dim,); `layer` is a scalar."""
+        """Mask values along an axis of a weight: (D,), (I,), (H * head_dim,), (G * head_dim,) or a scalar."""
         if axis == "hidden":
             return self.values["hidden"]
         if layer is None:
@@ -129,7 +130,8 @@ class MaskValues:
         """Indices of the rows and columns that slicing keeps; None for all of them."""
         axes, layer = self.rule(name)
         rows, columns = (
-            self.along(axis, layer).nonzero().flatten() if axis is not None else None for axis in (axes.rows, axes.columns)
+            self.along(axis, layer).nonzero().flatten() if axis is not None else None
+            for axis in (axes.rows, axes.columns)
         )
         return rows, columns
 

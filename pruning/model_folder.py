@@ -40,7 +40,7 @@ def read_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
             raise ModelFolderError(f"{path} is missing; weights are read from safetensors only.")
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118: a safe_open handle is no mapping
+                for name in file.keys():  # noqa: SIM118 (a safe_open handle is no mapping)
                     yield name, file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise ModelFolderError(f"{path} cannot be read as safetensors ({error}); fetch it again.") from None
@@ -51,4 +51,3 @@ def copy_other_files(source: Path, out: Path) -> None:
     for path in source.iterdir():
         if path.is_file() and not NOT_CARRIED.search(path.name) and path.name not in (FILE_NAME, "README.md"):
             shutil.copy(path, out / path.name)
-

@@ -29,6 +29,8 @@ from pruning.mixture import MixedSequences
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from transformers import PreTrainedModel
+
 LOG = "training_log.jsonl"
 
 
@@ -77,9 +79,10 @@ def recover(recipe: RecoverRecipe) -> dict[str, Any]:
     return _write_folder(recipe, model, figures)
 
 
-def _write_folder(recipe: RecoverRecipe, model: torch.nn.Module, figures: dict[str, Any]) -> dict[str, Any]:
+def _write_folder(recipe: RecoverRecipe, model: PreTrainedModel, figures: dict[str, Any]) -> dict[str, Any]:
     with atomic_folder(recipe.out) as partial:
-        model.to(getattr(torch, recipe.save_dtype)).save_pretrained(partial)
+        model.to(getattr(torch, recipe.save_dtype))
+        model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(recipe.model).save_pretrained(partial)
         shutil.copy(checkpoint_folder(recipe.out) / "log.jsonl", partial / LOG)
         record = write_provenance(

@@ -1,8 +1,8 @@
 """Cut a model to its masks: rows and columns whose mask is zero go, the values of the others are folded in.
 
-The result is a stock LlamaForCausalLM folder that equals the masked model to float rounding. Tensors are read and cut one
-by one, so memory stays near the size of the result. The whole configuration is carried over from the source (RoPE, eps,
-vocabulary, ...); only sizes change.
+The result is a stock LlamaForCausalLM folder that equals the masked model to float rounding. Tensors are read and cut
+one by one, so memory stays near the size of the result. The whole configuration is carried over from the source (RoPE,
+eps, vocabulary, ...); only sizes change.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def sliced_shape(masks: MaskValues) -> BackboneShape:
     units = {int((masks.values["intermediate"][layer] != 0).sum()) for layer in layers}
     if len(groups) != 1 or len(units) != 1:
         raise ShapeError(
-            f"Kept layers have {sorted(groups)} KV groups and {sorted(units)} intermediate units; every layer needs the "
-            "same numbers: slice with masks cut to the target sizes."
+            f"Kept layers have {sorted(groups)} KV groups and {sorted(units)} intermediate units; every layer needs "
+            "the same numbers: slice with masks cut to the target sizes."
         )
     return BackboneShape(
         hidden_size=masks.kept_hidden,

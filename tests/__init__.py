@@ -1,1 +1,1 @@
-"""Tests, in the folders of the rooms they test; `replay` runs the reference implementations' numbers against our code."""
+"""Tests, in the folders of the rooms they test; `replay` compares with the reference implementations."""

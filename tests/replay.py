@@ -1,7 +1,7 @@
 """Replay the reference implementations' numbers against our code: `python -m tests.replay FOLDER`.
 
-A fixture's kind is its file name. One line for each case that differs, one `not covered: NAME` for each kind that no code
-answers yet, and a last line `N passed, N failed`; the exit code is 1 if a case differs.
+A fixture's kind is its file name. One line for each case that differs, one `not covered: NAME` for each kind that no
+code answers yet, and a last line `N passed, N failed`; the exit code is 1 if a case differs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.replays import drama, dragon, pruning
+from tests.replays import dragon, drama, pruning
 from tests.replays.compare import Tolerance
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def replay(path: Path) -> Iterator[tuple[str, str | None]]:
         name = f"{path.stem}[{number}] {case.get('name', case.get('kind', ''))}".rstrip()
         try:
             check(case, data, Tolerance(data["tolerance"]))
-        except Exception as error:  # noqa: BLE001: whatever goes wrong in a case is what the replay is there to report
+        except Exception as error:
             yield name, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         else:
             yield name, None

@@ -1,0 +1,111 @@
+"""Training examples from the documents alone: no question, no label, nothing from the test packages.
+
+Three kinds of query, each against the document it came from with the query's own words taken out (one time in ten they
+stay, so that a plain match still counts): the summary line, a cropped sentence, and the head of a section against that
+section. Hard negatives come from BM25. Documents of the packages that are tested on appear neither as queries nor as
+positives nor as negatives.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from demo.collect import TEST_PACKAGES, package_of
+from drama_models.bm25 import BM25
+from drama_models.collection import Collection, Document
+from training.augment.mine import mine_negatives
+from training.examples import TrainingExample, write_examples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])")
+SECTION = re.compile(r"^(?P<head>[^\n]{4,80})\n(?:-{4,}|={4,}|~{4,})\s*\n", re.MULTILINE)
+STANDARD_SECTIONS = {
+    "parameters", "other parameters", "returns", "return", "yields", "raises", "receives", "warns", "warnings",
+    "see also", "note", "notes", "references", "example", "examples", "attributes", "methods", "explanation",
+}  # fmt: skip
+MIN_WORDS, MAX_WORDS = 4, 30  # of a query
+KEPT_CHARACTERS = 1200  # of a training document: more than any training length reads
+KEEP_QUERY_SHARE = 0.1
+FIRST_RANK, LAST_RANK = 3, 20  # of BM25's list: the very top often answers the query as well
+
+
+def write_training_data(collection: Path, out: Path, *, count: int, seed: int) -> dict[str, Any]:
+    """Write `out/collection` (documents to train on) and `out/examples.jsonl`.
+
+    Args:
+        collection: the demo's collection.
+        out: existing folder.
+        count: examples to make, at most.
+        seed: of the draw of queries.
+
+    Returns:
+        Number of examples by kind, and of documents.
+    """
+    documents = [
+        Document(document.id, document.title, document.text[:KEPT_CHARACTERS])
+        for document in Collection(collection).documents()
+        if package_of(document.id) not in TEST_PACKAGES
+    ]
+    generator = np.random.default_rng(seed)
+    drawn: list[tuple[str, str, Document]] = []
+    for position in generator.permutation(len(documents)):
+        found = list(queries_of(documents[position]))
+        if found:
+            kind, query, rest = found[generator.integers(len(found))]
+            text = documents[position].text if generator.random() < KEEP_QUERY_SHARE else rest
+            name = documents[position].id
+            drawn.append((kind, query, Document(f"{name}#{kind}", documents[position].title, text)))
+        if len(drawn) == count:
+            break
+    rows = [*documents, *(document for _, _, document in drawn)]
+    Collection.write(out / "collection", ({"_id": row.id, "title": row.title, "text": row.text} for row in rows))
+    examples = (
+        TrainingExample(
+            query_id=document.id,
+            query=query,
+            # the whole document is a positive too, so that it is never taken for a hard negative
+            positive_ids=[document.id, document.id.partition("#")[0]],
+            source="crop",
+            task=kind,
+        )
+        for kind, query, document in drawn
+    )
+    teacher = BM25((row.id, row.content) for row in documents)
+    mined = mine_negatives(examples, teacher, name="bm25", first_rank=FIRST_RANK, last_rank=LAST_RANK)
+    written = write_examples(out / "examples.jsonl", map(_only_rest, mined))
+    kinds = [kind for kind, _, _ in drawn]
+    return {"examples": written, "documents": len(rows)} | {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+def queries_of(document: Document) -> Iterator[tuple[str, str, str]]:
+    """Kind, query, and what is left of the text, for every query that a document gives."""
+    summary, _, body = document.text.strip().partition("\n\n")
+    summary = " ".join(summary.split())
+    if _fits(summary) and len(body.split()) >= MIN_WORDS:
+        yield "summary", summary.rstrip("."), body
+    prose = body.partition("\nParameters\n")[0]
+    for sentence in SENTENCE_END.split(" ".join(prose.split())):
+        if _fits(sentence) and ">>>" not in sentence:
+            words = r"\s+".join(map(re.escape, sentence.split()))
+            yield "sentence", sentence, re.sub(words, " ", document.text, count=1)
+    sections = list(SECTION.finditer(document.text))
+    ends = [section.start() for section in sections[1:]] + [len(document.text)]
+    for section, end in zip(sections, ends, strict=False):  # without sections there is still one end
+        head, content = section["head"].strip(), document.text[section.end() : end]
+        if head.lower() not in STANDARD_SECTIONS and len(head.split()) >= 2 and len(content.split()) >= 2 * MIN_WORDS:
+            yield "section", head, content
+
+
+def _fits(query: str) -> bool:
+    return MIN_WORDS <= len(query.split()) <= MAX_WORDS
+
+
+def _only_rest(example: TrainingExample) -> TrainingExample:
+    """Keep the text without the query as the one positive to train on."""
+    return TrainingExample(**{**vars(example), "positive_ids": example.positive_ids[:1]})

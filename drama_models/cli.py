@@ -1,0 +1,205 @@
+"""The console command: `drama encode | index | search | evaluate`. Each parses, then calls the package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drama_models.bulk import encode_shards, read_manifest, read_shards
+from drama_models.collection import Collection
+from drama_models.encoder import Encoder
+from drama_models.errors import DramaError, IndexFolderError
+from drama_models.evaluation import evaluate as evaluate_run
+from drama_models.evaluation import write_run
+from drama_models.index import Index, ModelIdentity
+from drama_models.retriever import Retriever
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+SNIPPET_CHARACTERS = 100
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command says: a JSON value with --json, else lines for people."""
+
+    value: object
+    text: str
+
+
+def encode(options: argparse.Namespace) -> Answer:
+    """Documents of a collection to a folder of vectors; goes on where it was interrupted."""
+    manifest = _encode_collection(_encoder(options), options.model, options.collection, options.out)
+    text = (
+        f"made {options.out}: {manifest['count']:,} vectors of {manifest['dim']}; next: drama index {options.out} INDEX"
+    )
+    return Answer({"out": str(options.out), "count": manifest["count"], "dim": manifest["dim"]}, text)
+
+
+def index(options: argparse.Namespace) -> Answer:
+    """A collection, or the vectors that `drama encode` made, to an index."""
+    out, vectors = options.out, options.source
+    if options.model is not None:
+        vectors = out.parent / f".{out.name}.vectors"  # kept until the index is there, so a rerun resumes
+        _encode_collection(_encoder(options), options.model, options.source, vectors)
+    manifest = read_manifest(vectors)
+    identity = ModelIdentity(_relative(manifest["model"]["name"], out), manifest["model"]["fingerprint"])
+    built = Index(manifest["dim"], identity, _relative(str(options.source), out) if options.model else None)
+    for ids, rows in read_shards(vectors):
+        built.add(ids, rows)
+    built.save(out)
+    if options.model is not None:
+        shutil.rmtree(vectors)
+    text = f'made {out}: {len(built):,} documents, dim {built.dim}; next: drama search {out} "your question"'
+    return Answer({"out": str(out), "count": len(built), "dim": built.dim}, text)
+
+
+def search(options: argparse.Namespace) -> Answer:
+    """The best documents for a question."""
+    opened = Index.load(options.index)
+    name = options.model or (_resolved(opened.model.name, options.index) if opened.model else None)
+    if name is None:
+        raise IndexFolderError(f"{options.index} does not say which model it belongs to; name it with --model.")
+    options.model, options.dim = name, opened.dim
+    hits = Retriever(_encoder(options), opened).search(options.query, options.k)
+    texts = _texts(opened, options.index, {document for document, _ in hits})
+    records = [
+        {"rank": rank, "score": round(score, 6), "id": document, "text": texts.get(document)}
+        for rank, (document, score) in enumerate(hits, start=1)
+    ]
+    return Answer(records, "\n".join(map(_hit_lines, records)))
+
+
+def evaluate(options: argparse.Namespace) -> Answer:
+    """nDCG@10, Recall@100, MRR@10 and MAP of a model on a collection, by exact search."""
+    collection = Collection(options.collection)
+    qrels, queries = collection.qrels(options.split), collection.queries()
+    encoder = _encoder(options)
+    documents = list(collection.documents())
+    built = Index(encoder.dim)
+    contents = [document.content for document in documents]
+    built.add([document.id for document in documents], encoder.encode_documents(contents, show_progress=True))
+    # one hit more, so that k are left where a query's own id is dropped
+    run = Retriever(encoder, built).run({key: queries[key] for key in qrels}, options.k + options.drop_identical_ids)
+    if options.run is not None:
+        write_run(options.run, run)
+    figures = evaluate_run(run, qrels, drop_identical_ids=options.drop_identical_ids)
+    text = "\n".join(f"{name:12} {value:.4f}" for name, value in figures.items())
+    return Answer(figures | {"queries": len(qrels), "documents": len(documents)}, text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `drama`: exit code 2 and one sentence for a user's mistake, 130 when interrupted."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]  # of all its arguments one is shown
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    command: Callable[[argparse.Namespace], Answer] = options.command
+    try:
+        answer = command(options)
+    except DramaError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)  # noqa: T201
+        return 130
+    print(json.dumps(answer.value, ensure_ascii=False) if options.json else answer.text)  # noqa: T201
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="drama", description="Encode, index, search and evaluate with small retrievers."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function: Callable[[argparse.Namespace], Answer]) -> argparse.ArgumentParser:
+        added = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        added.set_defaults(command=function)
+        added.add_argument("--runtime", choices=("auto", "torch", "onnx"), default="auto", help="default: auto")
+        added.add_argument("--device", help="for torch, such as cuda; default: a GPU if there is one")
+        added.add_argument("--max-length", type=int, help="tokens kept of each text; default: the model's limit")
+        added.add_argument("--json", action="store_true", help="print the result as JSON")
+        added.add_argument("--verbose", action="store_true", help="say what was chosen automatically")
+        return added
+
+    encoding = command(encode)
+    encoding.add_argument("model", help="model folder or hub name")
+    encoding.add_argument("collection", type=Path, help="BEIR folder")
+    encoding.add_argument("out", type=Path, help="folder of vectors to fill")
+    indexing = command(index)
+    indexing.add_argument("source", type=Path, help="BEIR folder (needs --model), or folder of vectors")
+    indexing.add_argument("out", type=Path, help="index to make")
+    indexing.add_argument("--model", help="model folder or hub name")
+    searching = command(search)
+    searching.add_argument("index", type=Path, help="folder made by `drama index`")
+    searching.add_argument("query", help="the question")
+    searching.add_argument("-k", "--k", type=int, default=10, help="hits to show; default: 10")
+    searching.add_argument("--model", help="model folder or hub name; default: the one the index was built with")
+    evaluating = command(evaluate)
+    evaluating.add_argument("model", help="model folder or hub name")
+    evaluating.add_argument("collection", type=Path, help="BEIR folder")
+    evaluating.add_argument("--split", default="test", help="judgements to use; default: test")
+    evaluating.add_argument("-k", "--k", type=int, default=100, help="hits for each query; default: 100")
+    evaluating.add_argument("--drop-identical-ids", action="store_true", help="as ArguAna and Quora need it")
+    evaluating.add_argument("--run", type=Path, help="write the ranking to this TREC run file")
+    for added in (encoding, indexing, evaluating):
+        added.add_argument("--dim", type=int, help="coordinates to keep, cut before normalising; default: all")
+    return parser
+
+
+def _encoder(options: argparse.Namespace) -> Encoder:
+    return Encoder.from_pretrained(
+        options.model,
+        runtime=options.runtime,
+        dim=options.dim,
+        max_length=options.max_length,
+        device=options.device,
+    )
+
+
+def _encode_collection(encoder: Encoder, model: str, folder: Path, out: Path) -> dict[str, Any]:
+    collection = Collection(folder)
+    documents = ((document.id, document.content) for document in collection.documents())
+    identity = ModelIdentity.of(encoder, model)
+    return encode_shards(encoder, documents, out, model=identity, total=collection.count(), show_progress=True)
+
+
+def _relative(name: str, folder: Path) -> str:
+    """A local path as seen from the index folder, so that both can move together; hub names stay as they are."""
+    return os.path.relpath(name, folder) if Path(name).exists() else name
+
+
+def _resolved(name: str, folder: Path) -> str:
+    local = folder / name
+    return str(local.resolve()) if local.exists() else name
+
+
+def _texts(opened: Index, folder: Path, wanted: set[str]) -> dict[str, str]:
+    """Texts of the hits, where the index knows its collection and that is still there."""
+    if opened.collection is None or not (folder / opened.collection).is_dir():
+        return {}
+    documents = Collection(folder / opened.collection).documents()
+    return {document.id: document.text for document in documents if document.id in wanted}
+
+
+def _hit_lines(record: dict[str, Any]) -> str:
+    text = " ".join((record["text"] or "").split())[:SNIPPET_CHARACTERS]
+    line = f"{record['rank']:>3}  {record['score']:.4f}  {record['id']}"
+    return f"{line}\n             {text}" if text else line
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The model card, written from the provenance chain and from nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from drama_models.model_folder import read_json, tensor_shapes, weight_files
+from drama_models.provenance import chain
+
+if TYPE_CHECKING:
+    from drama_models.profile import Profile
+    from export.release import ReleaseRecipe
+
+CARD_FILE = "README.md"
+TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
+LIMITS = (
+    "It knows what its source model and its training examples taught it, and no more: expect little in languages and "
+    "subjects that the stages above did not see. It compares texts; it does not check whether what they say is true."
+)
+
+
+def write_card(path: Path, record: dict[str, Any], profile: Profile, recipe: ReleaseRecipe) -> None:
+    """Write the README.md of a release.
+
+    Args:
+        path: file to write, inside the release folder.
+        record: the release's provenance, its ancestors included.
+        profile: how the release encodes.
+        recipe: name, licence and languages.
+    """
+    stages = chain(record)
+    sizes = _parameter_counts(path.parent)
+    data = ModelCardData(
+        license=recipe.license,
+        language=list(recipe.languages) or None,
+        library_name="sentence-transformers",
+        pipeline_tag="feature-extraction",
+        tags=["drama-models", "sentence-transformers", "sentence-similarity", "matryoshka", "onnx"],
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=recipe.name or recipe.out.name,
+        parameters=f"{sizes['all']:,}",
+        non_embedding=f"{sizes['non_embedding']:,}",
+        hidden_size=profile.hidden_size,
+        dims=", ".join(map(str, profile.dims)),
+        max_length=profile.max_length,
+        query_prompt=profile.query_prompt,
+        pooling=profile.pooling,
+        stages=[
+            {"number": number, "stage": stage["stage"], "text": _stage_text(stage)}
+            for number, stage in enumerate(stages, start=1)
+        ],
+        parity=parity_table(record["figures"]["parity"]),
+        limits=LIMITS,
+    )
+    path.write_text(str(card) + "\n", encoding="utf-8")
+
+
+def parity_table(parity: list[dict[str, Any]]) -> str:
+    """Markdown table of how far each client is from our encoder."""
+    rows = [
+        f"| {entry['client']} {entry['version']} | {entry['largest_difference']:.1e} "
+        f"| {entry['smallest_cosine']:.6f} | {entry['mean_cosine']:.6f} |"
+        for entry in parity
+    ]
+    return "\n".join(["| client | largest difference | smallest cosine | mean cosine |", "|---|---|---|---|", *rows])
+
+
+def _stage_text(stage: dict[str, Any]) -> str:
+    """Inputs, settings and figures of one stage as a short list."""
+    lines = [
+        f"- {role}: `{entry['name']}` (SHA-256 `{entry['sha256'][:12]}`)" for role, entry in stage["inputs"].items()
+    ]
+    settings = ", ".join(f"{key} {value}" for key, value in stage["recipe"].items() if _is_setting(key, value))
+    lines.append(f"- settings: {settings}")
+    lines += [f"- {name}: {_figure(value)}" for name, value in stage["figures"].items() if name != "parity"]
+    versions = ", ".join(f"{package} {version}" for package, version in stage["versions"].items())
+    return "\n".join([*lines, f"- versions: {versions}"])
+
+
+def _is_setting(key: str, value: object) -> bool:
+    """Settings that shape the result; paths are inputs, empty values are defaults."""
+    return key not in ("model", "corpus", "out", "backbone", "collection", "examples", "retriever") and value not in (
+        None, "", {}, [],
+    )  # fmt: skip
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_figure(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_figure, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _parameter_counts(folder: Path) -> dict[str, int]:
+    shapes = {name: shape for path in weight_files(folder) for name, shape in tensor_shapes(path).items()}
+    sizes = {name: int(shape[0]) * int(shape[1] if len(shape) > 1 else 1) for name, shape in shapes.items()}
+    vocabulary = read_json(folder / "config.json")["vocab_size"]
+    embedding = vocabulary * shapes["embed_tokens.weight"][1]
+    return {"all": sum(sizes.values()), "non_embedding": sum(sizes.values()) - embedding}

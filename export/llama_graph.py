@@ -1,0 +1,208 @@
+"""A Llama encoder as an ONNX graph of standard operators, built from its configuration and weights; no torch.
+
+Inputs `input_ids` and `attention_mask` (int64, batch and length free), output `last_hidden_state` (float32): the
+contract of optimum and of every server that reads its folders. Bidirectional or causal, grouped-query or multi-head,
+rotary positions with or without Llama 3's scaling. Operator set 17 is what the oldest of those servers' runtimes
+knows.
+
+B texts, T tokens, D hidden, H query heads in G groups, d head size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from drama_models.errors import ModelFolderError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+    from onnx import ModelProto, NodeProto
+
+OPSET, IR_VERSION = 17, 8
+BLOCKED = -1e9  # added to a score that must not count; far below any score, and safe to add to
+OUTPUT = "last_hidden_state"
+
+
+def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary settings of a config.json, whether written by transformers 4 or 5.
+
+    Raises:
+        ModelFolderError: a kind of scaling that is not built here.
+    """
+    settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    settings.setdefault("rope_theta", config.get("rope_theta", 10_000.0))
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ModelFolderError(f"Rotary scaling {kind!r} cannot be exported; supported are default and llama3.")
+    return settings | {"rope_type": kind}
+
+
+def inverse_frequencies(config: Mapping[str, Any], head_dim: int) -> NDArray[np.float32]:
+    """Rotary frequencies, (d / 2,): Su et al., 2021, with the frequency bands of Llama 3.1 where they are asked for."""
+    settings = rope_settings(config)
+    frequencies = 1.0 / settings["rope_theta"] ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if settings["rope_type"] == "default":
+        return frequencies.astype(np.float32)
+    low, high, original = (
+        settings[key] for key in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    )
+    turns = original * frequencies / (2 * math.pi)  # rotations within the original length
+    share = np.clip((turns - low) / (high - low), 0, 1)  # 0: slowed by the factor, 1: left alone
+    return ((1 - share) * frequencies / settings["factor"] + share * frequencies).astype(np.float32)
+
+
+def build_graph(config: Mapping[str, Any], weights: Mapping[str, NDArray[Any]], *, bidirectional: bool) -> ModelProto:
+    """The whole encoder, weights inside.
+
+    Args:
+        config: of the model, as in config.json.
+        weights: by LlamaModel's parameter names without prefix; converted to float32.
+        bidirectional: whether tokens see later ones.
+
+    Raises:
+        ModelFolderError: an activation or rotary scaling that is not built here.
+        KeyError: a weight is missing.
+    """
+    if config.get("hidden_act", "silu") != "silu":
+        raise ModelFolderError(f"Activation {config['hidden_act']!r} cannot be exported; Llama's is silu.")
+    builder = _Builder(config, weights)
+    states = builder.op("Gather", [builder.weight("embed_tokens.weight"), "input_ids"])  # (B, T, D)
+    bias = builder.attention_bias(bidirectional=bidirectional)
+    rotation = builder.rotation()
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"layers.{layer}"
+        attended = builder.attention(builder.rms_norm(states, f"{prefix}.input_layernorm"), prefix, bias, rotation)
+        states = builder.op("Add", [states, attended])
+        widened = builder.mlp(builder.rms_norm(states, f"{prefix}.post_attention_layernorm"), prefix)
+        states = builder.op("Add", [states, widened])
+    builder.rms_norm(states, "norm", OUTPUT)
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in builder.INPUTS]
+    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", "length", config["hidden_size"]])
+    graph = helper.make_graph(builder.nodes, "llama_encoder", inputs, [output], builder.initializers)
+    opset = helper.make_opsetid("", OPSET)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="drama-models")
+
+
+class _Builder:
+    """Collects nodes and initializers; each method adds a piece and returns the name of its output."""
+
+    INPUTS = ("input_ids", "attention_mask")
+
+    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, NDArray[Any]]) -> None:
+        self.config, self.weights = config, weights
+        self.heads = config["num_attention_heads"]
+        self.kv_heads = config.get("num_key_value_heads") or self.heads
+        self.head_dim = config.get("head_dim") or config["hidden_size"] // self.heads
+        self.nodes: list[NodeProto] = []
+        self.initializers: list[TensorProto] = []
+        self._constants: dict[tuple[str, bytes, tuple[int, ...]], str] = {}
+
+    def op(self, kind: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
+        name = output or f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=f"node_{len(self.nodes)}", **attributes))
+        return name
+
+    def constant(self, value: NDArray[Any] | list[int]) -> str:
+        array = np.ascontiguousarray(np.array(value, dtype=np.int64) if isinstance(value, list) else value)
+        key = (array.dtype.str, array.tobytes(), array.shape)
+        if key not in self._constants:
+            self._constants[key] = f"constant_{len(self._constants)}"
+            self.initializers.append(numpy_helper.from_array(array, self._constants[key]))
+        return self._constants[key]
+
+    def scalar(self, value: float) -> str:
+        return self.constant(np.array(value, dtype=np.float32))
+
+    def weight(self, name: str, *, transpose: bool = False) -> str:
+        array = np.asarray(self.weights[name]).astype(np.float32)
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array.T if transpose else array), name))
+        return name
+
+    def linear(self, states: str, name: str) -> str:
+        """(..., in) to (..., out); the stored weight is (out, in)."""
+        product = self.op("MatMul", [states, self.weight(f"{name}.weight", transpose=True)])
+        if f"{name}.bias" not in self.weights:
+            return product
+        return self.op("Add", [product, self.weight(f"{name}.bias")])
+
+    def rms_norm(self, states: str, name: str, output: str | None = None) -> str:
+        """W * x / sqrt(mean(x^2) + eps), in the shape that ONNX Runtime recognises and fuses."""
+        square = self.op("Pow", [states, self.scalar(2.0)])
+        mean = self.op("ReduceMean", [square], axes=[-1], keepdims=1)
+        root = self.op("Sqrt", [self.op("Add", [mean, self.scalar(self.config.get("rms_norm_eps", 1e-6))])])
+        return self.op("Mul", [self.op("Div", [states, root]), self.weight(f"{name}.weight")], output)
+
+    def positions(self) -> str:
+        """0 ... T-1, int64, (T,)."""
+        length = self.op("Gather", [self.op("Shape", ["input_ids"]), self.constant(np.array(1))], axis=0)
+        return self.op("Range", [self.constant(np.array(0)), length, self.constant(np.array(1))])
+
+    def rotation(self) -> tuple[str, str]:
+        """Cosine and sine of every position and frequency, (T, d / 2) each."""
+        column = self.op("Cast", [self.op("Unsqueeze", [self.positions(), self.constant([1])])], to=TensorProto.FLOAT)
+        angles = self.op("Mul", [column, self.constant(inverse_frequencies(self.config, self.head_dim)[None])])
+        return self.op("Cos", [angles]), self.op("Sin", [angles])
+
+    def attention_bias(self, *, bidirectional: bool) -> str:
+        """0 where a query may look at a key, BLOCKED elsewhere: (B, 1, 1, T), or (B, 1, T, T) if causal."""
+        real = self.op("Cast", ["attention_mask"], to=TensorProto.FLOAT)
+        padding = self.op("Mul", [self.op("Sub", [self.scalar(1.0), real]), self.scalar(BLOCKED)])
+        bias = self.op("Unsqueeze", [padding, self.constant([1, 2])])
+        if bidirectional:
+            return bias
+        query = self.op("Unsqueeze", [self.positions(), self.constant([1])])
+        key = self.op("Unsqueeze", [self.positions(), self.constant([0])])
+        later = self.op("Cast", [self.op("Greater", [key, query])], to=TensorProto.FLOAT)  # (T, T)
+        return self.op("Add", [bias, self.op("Mul", [later, self.scalar(BLOCKED)])])
+
+    def attention(self, states: str, prefix: str, bias: str, rotation: tuple[str, str]) -> str:
+        """Self-attention of one layer, (B, T, D) to (B, T, D)."""
+        query = self.rotated(self.split_heads(states, f"{prefix}.self_attn.q_proj", self.heads), rotation)
+        key = self.rotated(self.split_heads(states, f"{prefix}.self_attn.k_proj", self.kv_heads), rotation)
+        value = self.split_heads(states, f"{prefix}.self_attn.v_proj", self.kv_heads)
+        key, value = self.shared_heads(key), self.shared_heads(value)
+        scaled = self.op("Mul", [query, self.scalar(1 / math.sqrt(self.head_dim))])
+        scores = self.op("MatMul", [scaled, self.op("Transpose", [key], perm=[0, 1, 3, 2])])  # (B, H, T, T)
+        shares = self.op("Softmax", [self.op("Add", [scores, bias])], axis=-1)
+        context = self.op("Transpose", [self.op("MatMul", [shares, value])], perm=[0, 2, 1, 3])  # (B, T, H, d)
+        joined = self.op("Reshape", [context, self.constant([0, 0, self.heads * self.head_dim])])
+        return self.linear(joined, f"{prefix}.self_attn.o_proj")
+
+    def split_heads(self, states: str, name: str, heads: int) -> str:
+        """Project, then (B, T, heads * d) to (B, heads, T, d)."""
+        split = self.op("Reshape", [self.linear(states, name), self.constant([0, 0, heads, self.head_dim])])
+        return self.op("Transpose", [split], perm=[0, 2, 1, 3])
+
+    def rotated(self, states: str, rotation: tuple[str, str]) -> str:
+        """Rotary positions on (B, heads, T, d): the two halves of each head turn against each other."""
+        cosine, sine = rotation
+        half, whole = self.head_dim // 2, self.head_dim
+        last = self.constant([-1])
+        first = self.op("Slice", [states, self.constant([0]), self.constant([half]), last])
+        second = self.op("Slice", [states, self.constant([half]), self.constant([whole]), last])
+        turned = self.op("Sub", [self.op("Mul", [first, cosine]), self.op("Mul", [second, sine])])
+        other = self.op("Add", [self.op("Mul", [second, cosine]), self.op("Mul", [first, sine])])
+        return self.op("Concat", [turned, other], axis=-1)
+
+    def shared_heads(self, states: str) -> str:
+        """Each KV head once for every query head that uses it: (B, G, T, d) to (B, H, T, d)."""
+        shared = self.heads // self.kv_heads
+        if shared == 1:
+            return states
+        wide = self.op("Unsqueeze", [states, self.constant([2])])  # (B, G, 1, T, d)
+        copies = self.op("Expand", [wide, self.constant([1, 1, shared, 1, 1])])
+        return self.op("Reshape", [copies, self.constant([0, self.heads, -1, self.head_dim])])
+
+    def mlp(self, states: str, prefix: str) -> str:
+        """down(silu(gate(x)) * up(x)), (B, T, D) to (B, T, D)."""
+        gate = self.linear(states, f"{prefix}.mlp.gate_proj")
+        active = self.op("Mul", [gate, self.op("Sigmoid", [gate])])
+        return self.linear(
+            self.op("Mul", [active, self.linear(states, f"{prefix}.mlp.up_proj")]), f"{prefix}.mlp.down_proj"
+        )

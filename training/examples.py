@@ -1,0 +1,70 @@
+"""Training examples: JSON lines of ids; the text stays in the collection.
+
+{"query_id", "query", "positive_ids": [...], "negative_ids": [...], "teacher", "scores": {id: score}, "task", "source"}
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drama_models.errors import CollectionError
+from drama_models.folders import atomic_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingExample:
+    """One query with the documents that are labelled for it."""
+
+    query_id: str
+    """Id of the query."""
+    query: str
+    """Its text, without the prompt."""
+    positive_ids: list[str]
+    """Documents that answer it; at least one."""
+    negative_ids: list[str] = field(default_factory=list)
+    """Hard negatives, hardest first."""
+    teacher: str = ""
+    """What labelled it, such as a run's name."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """The teacher's score of each document."""
+    task: str = ""
+    """Kind of retrieval, where one model learns several."""
+    source: str = ""
+    """Where the query came from: crop, generate or human."""
+
+
+def write_examples(path: str | Path, examples: Iterable[TrainingExample]) -> int:
+    """Write examples, complete or not at all; returns their number."""
+    count = 0
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for example in examples:
+            file.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def read_examples(path: str | Path) -> Iterator[TrainingExample]:
+    """Read examples one at a time.
+
+    Raises:
+        CollectionError: a missing file, a broken line, an unknown or missing field, or an example without a positive.
+    """
+    if not Path(path).is_file():
+        raise CollectionError(f"There are no training examples at {path}; give the path of a JSON-lines file.")
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                example = TrainingExample(**json.loads(line))
+            except (json.JSONDecodeError, TypeError) as error:
+                raise CollectionError(f"{path}, line {number}: not a training example ({error}).") from None
+            if not example.positive_ids:
+                raise CollectionError(f"{path}, line {number}: query {example.query_id!r} has no positive; drop it.")
+            yield example
