@@ -45,10 +45,12 @@ def parse_recipe(recipe_class: type[Recipe], arguments: Sequence[str], *, comman
     lines = _check_fields(recipe_class, path) if path else {}
     try:
         parsed = parser.parse_args(["--config", str(path), *words] if path else words)
-        values = vars(parser.instantiate_classes(parsed))
+        values = vars(parser.instantiate(parsed))
         return recipe_class(**{field.name: values[field.name] for field in fields(recipe_class)})  # type: ignore[arg-type]
     except (ArgumentError, ValueError, TypeError) as error:
-        raise RecipeError(_explain(error, path, lines)) from None
+        overridden = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+        in_file = {name: line for name, line in lines.items() if name not in overridden}
+        raise RecipeError(_explain(error, path, in_file)) from None
 
 
 def run_command(

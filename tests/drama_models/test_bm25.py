@@ -1,0 +1,65 @@
+"""BM25 against its formula written out by hand; tokens of several scripts."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+
+from drama_models import BM25
+
+DOCUMENTS = {
+    "a": "the cat sat on the mat",
+    "b": "a cat and a dog and another cat",
+    "c": "graphs have nodes and edges",
+    "d": "dogs run",
+}
+
+
+def formula(query: list[str], documents: dict[str, list[str]], k1: float = 0.9, b: float = 0.4) -> dict[str, float]:
+    """Lucene's BM25 (Kamphuis et al., 2020): idf ln(1 + (N - n + 0.5) / (n + 0.5))."""
+    mean = sum(map(len, documents.values())) / len(documents)
+    scores = {}
+    for key, terms in documents.items():
+        counts, score = Counter(terms), 0.0
+        for term in query:
+            containing = sum(term in other for other in documents.values())
+            idf = math.log(1 + (len(documents) - containing + 0.5) / (containing + 0.5))
+            score += idf * counts[term] / (counts[term] + k1 * (1 - b + b * len(terms) / mean))
+        scores[key] = score
+    return scores
+
+
+@pytest.mark.parametrize("query", ["cat", "dog", "cat dog", "running dogs", "nodes of a graph"])
+def test_scores_match_the_formula(query: str) -> None:
+    bm25 = BM25(DOCUMENTS.items())
+    expected = formula(bm25.tokens(query), {key: bm25.tokens(text) for key, text in DOCUMENTS.items()})
+    ranked = sorted((key for key in expected if expected[key] > 0), key=lambda key: -expected[key])
+    hits = bm25.search([query], k=10)[0]
+    assert [key for key, _ in hits] == ranked
+    assert dict(hits) == pytest.approx({key: expected[key] for key in ranked}, rel=1e-5)
+
+
+def test_english_is_stemmed_and_loses_stop_words() -> None:
+    assert BM25(DOCUMENTS.items()).tokens("The dogs are RUNNING to a graph") == ["dog", "run", "graph"]
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "tokens"),
+    [
+        ("de", "Die Häuser am See", ["die", "häuser", "am", "see"]),
+        ("zh", "合并数据框 pandas 2", ["合并", "并数", "数据", "据框", "pandas", "2"]),
+        ("ja", "文字列。日", ["文字", "字列", "日"]),
+        ("th", "ที่นี่", ["ที", "ี่", "่น", "นี", "ี่"]),
+    ],
+)
+def test_tokens_by_language(language: str, text: str, tokens: list[str]) -> None:
+    assert BM25([("x", "y")], language).tokens(text) == tokens
+
+
+def test_no_match_and_ties() -> None:
+    bm25 = BM25([("first", "same text"), ("second", "same text"), ("third", "other")])
+    assert bm25.search(["absent words", ""], k=5) == [[], []]
+    assert [key for key, _ in bm25.search(["same"], k=5)[0]] == ["first", "second"]
+    assert len(bm25.search(["same"], k=1)[0]) == 1

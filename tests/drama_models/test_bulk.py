@@ -1,0 +1,109 @@
+"""Bulk encoding: shards equal a single call, a killed run resumes to the same bytes, other jobs are refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drama_models import Encoder
+from drama_models.bulk import encode_shards, read_manifest, read_shards
+from drama_models.errors import CollectionError
+from drama_models.folders import sha256_of_folder
+from tests.conftest import TEXTS
+
+DOCUMENTS = [(f"d{number}", text) for number, text in enumerate(TEXTS)]
+
+
+@pytest.fixture
+def encoder(release_folder: Path) -> Encoder:
+    return Encoder.from_pretrained(release_folder)
+
+
+def test_shards_equal_one_call(encoder: Encoder, tmp_path: Path) -> None:
+    manifest = encode_shards(encoder, DOCUMENTS, tmp_path, shard_documents=25)
+    assert (manifest["count"], manifest["dim"], len(manifest["shards"])) == (96, 48, 4)
+    found = list(read_shards(tmp_path))
+    assert [key for ids, _ in found for key in ids] == [key for key, _ in DOCUMENTS]
+    whole = encoder.encode_documents([text for _, text in DOCUMENTS])
+    np.testing.assert_allclose(np.concatenate([vectors for _, vectors in found]), whole, atol=1e-6)
+
+
+def test_a_second_run_encodes_only_what_is_missing_or_changed(encoder: Encoder, tmp_path: Path) -> None:
+    encode_shards(encoder, DOCUMENTS, tmp_path, shard_documents=25)
+    before = sha256_of_folder(tmp_path)
+    encoded: list[int] = []
+    counted = CountingEncoder(encoder, encoded)
+    encode_shards(counted, DOCUMENTS, tmp_path, shard_documents=25)
+    assert encoded == []
+    (tmp_path / "00002.npy").unlink()
+    encode_shards(counted, DOCUMENTS, tmp_path, shard_documents=25)
+    assert encoded == [25]
+    assert sha256_of_folder(tmp_path) == before
+    changed = [(key, "other text" if key == "d3" else text) for key, text in DOCUMENTS]
+    encode_shards(counted, changed, tmp_path, shard_documents=25)
+    assert encoded == [25, 25]
+
+
+class CountingEncoder(Encoder):
+    """The same encoder, noting how many documents each call encodes."""
+
+    def __init__(self, inner: Encoder, encoded: list[int]) -> None:
+        self.__dict__.update(inner.__dict__)
+        self.encoded = encoded
+
+    def encode_documents(self, documents: object, **settings: object) -> np.ndarray:  # type: ignore[override]
+        assert isinstance(documents, list)
+        self.encoded.append(len(documents))
+        return super().encode_documents(documents)
+
+
+KILLED = """
+import sys
+from tests.drama_models.test_bulk import DOCUMENTS, slow
+from drama_models import Encoder
+from drama_models.bulk import encode_shards
+encode_shards(Encoder.from_pretrained(sys.argv[1]), slow(DOCUMENTS), sys.argv[2], shard_documents=8)
+"""
+
+
+def slow(documents: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    for document in documents:
+        time.sleep(0.02)
+        yield document
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(encoder: Encoder, release_folder: Path, tmp_path: Path) -> None:
+    encode_shards(encoder, DOCUMENTS, tmp_path / "whole", shard_documents=8)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(release_folder), str(killed)])
+    deadline = time.monotonic() + 60
+    while not (killed / "00002.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (killed / "00002.json").exists()
+    with pytest.raises(CollectionError, match="not a finished folder"):
+        read_manifest(killed)
+    encode_shards(encoder, DOCUMENTS, killed, shard_documents=8)
+    assert sha256_of_folder(killed) == sha256_of_folder(tmp_path / "whole")
+
+
+def test_vectors_of_another_job_or_damaged_ones_are_refused(
+    encoder: Encoder, release_folder: Path, tmp_path: Path
+) -> None:
+    encode_shards(encoder, DOCUMENTS, tmp_path, shard_documents=50)
+    with pytest.raises(CollectionError, match=r"another dim \(48, not 16\)"):
+        encode_shards(Encoder.from_pretrained(release_folder, dim=16), DOCUMENTS, tmp_path, shard_documents=50)
+    data = bytearray((tmp_path / "00001.npy").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "00001.npy").write_bytes(data)
+    with pytest.raises(CollectionError, match=r"00001\.npy is not the file that was written"):
+        list(read_shards(tmp_path))

@@ -1,0 +1,105 @@
+"""The console command end to end, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drama_models import Collection, Encoder, Index, evaluate
+from drama_models.cli import main
+from drama_models.evaluation import read_run
+
+
+def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "drama_models.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def my_index(release_folder: Path, collection_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "my.index"
+    result = run("index", collection_folder, path, "--model", release_folder)
+    assert result.returncode == 0, result.stderr
+    assert "96 documents, dim 48; next: drama search" in result.stdout
+    return path
+
+
+def test_search_shows_ids_scores_and_texts(my_index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", str(my_index), "digest of a file", "--k", "3", "--json"]) == 0
+    hits = json.loads(capsys.readouterr().out)
+    assert [hit["rank"] for hit in hits] == [1, 2, 3]
+    assert hits[0]["score"] >= hits[1]["score"] >= hits[2]["score"]
+    assert all(hit["text"] for hit in hits)
+    assert main(["search", str(my_index), "digest of a file", "-k", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert hits[0]["id"] in lines[0]
+
+
+def test_encode_then_index_equals_index_from_the_collection(
+    my_index: Path, release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors, index = str(tmp_path / "vectors"), str(tmp_path / "two.index")
+    assert main(["encode", str(release_folder), str(collection_folder), vectors]) == 0
+    assert main(["index", vectors, index]) == 0
+    assert "next: drama search" in capsys.readouterr().out
+    one, two = Index.load(my_index), Index.load(index)
+    assert one.ids == two.ids
+    assert (one.vectors() == two.vectors()).all()
+
+
+def test_evaluate_writes_a_run_that_gives_the_same_figures(
+    release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.trec"
+    words = ["evaluate", str(release_folder), str(collection_folder), "--run", str(path), "--json"]
+    assert main(words) == 0
+    figures = json.loads(capsys.readouterr().out)
+    expected = evaluate(read_run(path), Collection(collection_folder).qrels("test"))
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+    assert (figures["queries"], figures["documents"]) == (8, 96)
+
+
+def test_a_shorter_dimension_is_used_throughout(
+    release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = str(tmp_path / "small.index")
+    assert main(["index", str(collection_folder), index, "--model", str(release_folder), "--dim", "16"]) == 0
+    assert main(["search", index, "digest", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    encoder = Encoder.from_pretrained(release_folder, dim=16)
+    expected = Index.load(index).search(encoder.encode_queries("digest"), 10)[0]
+    assert [hit["id"] for hit in found] == [key for key, _ in expected]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["search", "absent.index", "x"], "absent.index is not an index"),
+        (["index", "absent", "out.index", "--model", "absent-model"], "absent-model is not a folder here"),
+        (["index", "absent", "out.index"], "absent is not a finished folder of vectors"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_wrong_words_give_the_usage() -> None:
+    result = run("serach", "x")
+    assert result.returncode == 2
+    assert "invalid choice" in result.stderr
+    assert run("index", "--help").stdout.count("default:") >= 4

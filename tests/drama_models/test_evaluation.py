@@ -1,0 +1,63 @@
+"""Metrics against their definitions written out by hand; run files in and out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from drama_models.errors import CollectionError
+from drama_models.evaluation import evaluate, evaluate_per_query, read_run, without_identical_ids, write_run
+
+RUN = {"q1": {"a": 3.0, "b": 2.0, "c": 1.0}, "q2": {"c": 5.0, "a": 4.0}}
+QRELS = {"q1": {"b": 1, "x": 1}, "q2": {"a": 2, "c": 1}, "q3": {"a": 1}}
+
+
+def test_metrics_match_their_definitions() -> None:
+    found = evaluate_per_query(RUN, QRELS)
+    ideal_q1 = 1 + 1 / math.log2(3)
+    ideal_q2 = 2 + 1 / math.log2(3)
+    expected = {
+        "ndcg@10": {"q1": (1 / math.log2(3)) / ideal_q1, "q2": (1 + 2 / math.log2(3)) / ideal_q2, "q3": 0.0},
+        "recall@100": {"q1": 0.5, "q2": 1.0, "q3": 0.0},
+        "mrr@10": {"q1": 0.5, "q2": 1.0, "q3": 0.0},
+        "map": {"q1": 0.25, "q2": 1.0, "q3": 0.0},
+    }
+    for metric, values in expected.items():
+        assert found[metric] == pytest.approx(values), metric
+    means = evaluate(RUN, QRELS)
+    assert means == pytest.approx({metric: sum(values.values()) / 3 for metric, values in expected.items()})
+
+
+def test_identical_ids_are_dropped_before_ranks_count() -> None:
+    run = {"d1": {"d1": 9.0, "d2": 5.0}}
+    assert evaluate(run, {"d1": {"d2": 1}}, ["mrr@10"])["mrr@10"] == 0.5
+    assert evaluate(run, {"d1": {"d2": 1}}, ["mrr@10"], drop_identical_ids=True)["mrr@10"] == 1.0
+    assert without_identical_ids(run) == {"d1": {"d2": 5.0}}
+
+
+def test_any_measure_of_ir_measures_and_no_other() -> None:
+    assert evaluate(RUN, QRELS, ["P@1"])["P@1"] == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match=r"Unknown metric 'goodness'; use one of ndcg@10"):
+        evaluate(RUN, QRELS, ["goodness"])
+    with pytest.raises(ValueError, match="no judged queries"):
+        evaluate(RUN, {})
+
+
+def test_runs_survive_a_round_trip_in_rank_order(tmp_path: Path) -> None:
+    path = tmp_path / "run.trec"
+    write_run(path, RUN, name="system")
+    assert path.read_text(encoding="utf-8").splitlines()[:2] == ["q1 Q0 a 1 3 system", "q1 Q0 b 2 2 system"]
+    assert read_run(path) == RUN
+    assert evaluate(read_run(path), QRELS) == evaluate(RUN, QRELS)
+
+
+def test_malformed_runs_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.trec"
+    path.write_text("q1 Q0 a 1 3.0 system\nq1 Q0 b\n", encoding="utf-8")
+    with pytest.raises(CollectionError, match=r"run\.trec, line 2: expected `query Q0 document"):
+        read_run(path)
+    with pytest.raises(CollectionError, match="holds white space"):
+        write_run(path, {"q 1": {"a": 1.0}})
+    assert path.read_text(encoding="utf-8").startswith("q1 Q0 a")  # the old file stands

@@ -1,0 +1,137 @@
+"""The index against NumPy brute force; its file format against damage; the retriever against other models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drama_models import Encoder, Index, Retriever
+from drama_models.errors import IndexFolderError
+from drama_models.index import ModelIdentity
+from tests.conftest import TEXTS
+
+GENERATOR = np.random.default_rng(0)
+
+
+def unit_vectors(count: int, dim: int) -> np.ndarray:
+    vectors = GENERATOR.normal(size=(count, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def index() -> Index:
+    built = Index(16, ModelIdentity("some/model", "abc"), "../collection")
+    built.add([f"d{number}" for number in range(200)], unit_vectors(200, 16))
+    return built
+
+
+def test_search_matches_numpy_brute_force(index: Index) -> None:
+    queries = unit_vectors(7, 16)
+    expected = queries @ index.vectors().T
+    for hits, scores in zip(index.search(queries, k=12), expected, strict=True):
+        best = np.argsort(-scores)[:12]
+        assert [key for key, _ in hits] == [f"d{row}" for row in best]
+        np.testing.assert_allclose([score for _, score in hits], scores[best], atol=1e-6)
+
+
+def test_k_beyond_the_index_and_empty_cases(index: Index) -> None:
+    assert len(index.search(unit_vectors(1, 16), k=1000)[0]) == 200
+    assert index.search(np.empty((0, 16), dtype=np.float32)) == []
+    assert Index(4).search(unit_vectors(2, 4)) == [[], []]
+    with pytest.raises(ValueError, match="at least 1"):
+        index.search(unit_vectors(1, 16), k=0)
+    with pytest.raises(ValueError, match=r"shape \(n, 16\)"):
+        index.search(unit_vectors(1, 15))
+
+
+def test_add_refuses_what_would_spoil_the_index(index: Index) -> None:
+    with pytest.raises(ValueError, match="'d3' is in the index already"):
+        index.add(["d3"], unit_vectors(1, 16))
+    with pytest.raises(ValueError, match="'x' is in the index already"):
+        index.add(["x", "y", "x"], unit_vectors(3, 16))
+    with pytest.raises(ValueError, match=r"\(1, 16\), found \(1, 15\)"):
+        index.add(["x"], unit_vectors(1, 15))
+    broken = unit_vectors(2, 16)
+    broken[1, 3] = np.nan
+    with pytest.raises(ValueError, match="document 'y' is not finite"):
+        index.add(["x", "y"], broken)
+    assert len(index) == 200
+
+
+def test_saved_and_loaded_is_the_same(index: Index, tmp_path: Path) -> None:
+    index.add(["ключ", 'quote" and tab\t'], unit_vectors(2, 16))
+    index.save(tmp_path / "my.index")
+    index.save(tmp_path / "my.index")  # replaces what is there
+    again = Index.load(tmp_path / "my.index")
+    assert (again.ids, again.dim, again.model, again.collection) == (index.ids, 16, index.model, "../collection")
+    np.testing.assert_array_equal(again.vectors(), index.vectors())
+    again.add(["new"], unit_vectors(1, 16))
+    assert len(again) == 203
+    assert [path.name for path in tmp_path.iterdir()] == ["my.index"]
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "ids.json"])
+def test_one_flipped_byte_is_found_before_faiss_reads(index: Index, tmp_path: Path, name: str) -> None:
+    index.save(tmp_path / "my.index")
+    path = tmp_path / "my.index" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IndexFolderError, match=f"{name} is not the file that was written"):
+        Index.load(tmp_path / "my.index")
+
+
+def test_other_folders_and_formats_are_refused(index: Index, tmp_path: Path) -> None:
+    with pytest.raises(IndexFolderError, match="is not an index"):
+        Index.load(tmp_path)
+    index.save(tmp_path / "my.index")
+    path = tmp_path / "my.index" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(manifest | {"format": 99}), encoding="utf-8")
+    with pytest.raises(IndexFolderError, match="format 99, this version reads 1"):
+        Index.load(tmp_path / "my.index")
+    path.write_text(json.dumps(manifest | {"sha256": {"../../secret": "0"}}), encoding="utf-8")
+    with pytest.raises(IndexFolderError):
+        Index.load(tmp_path / "my.index")
+
+
+def test_a_failure_while_writing_leaves_the_old_index(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import faiss
+
+    index.save(tmp_path / "my.index")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "my.index").iterdir()}
+    monkeypatch.setattr(faiss, "write_index", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    index.add(["new"], unit_vectors(1, 16))
+    with pytest.raises(OSError, match="disk full"):
+        index.save(tmp_path / "my.index")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "my.index").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["my.index"]
+
+
+def test_retriever_finds_a_document_by_its_own_text(release_folder: Path) -> None:
+    encoder = Encoder.from_pretrained(release_folder)
+    index = Index(48, ModelIdentity.of(encoder))
+    index.add([f"d{number}" for number in range(len(TEXTS))], encoder.encode_documents(TEXTS))
+    retriever = Retriever(encoder, index)
+    expected = encoder.encode_queries(["digest of a file"]) @ encoder.encode_documents(TEXTS).T
+    hits = retriever.search("digest of a file", k=3)
+    assert [key for key, _ in hits] == [f"d{row}" for row in np.argsort(-expected[0])[:3]]
+    run = retriever.run({"q1": "digest of a file", "q2": "two nodes of a graph"}, k=5)
+    assert list(run["q1"])[:3] == [key for key, _ in hits]
+    assert [len(found) for found in run.values()] == [5, 5]
+
+
+def test_an_index_refuses_another_model_or_size(release_folder: Path, retriever_folder: Path) -> None:
+    encoder = Encoder.from_pretrained(release_folder)
+    index = Index(48, ModelIdentity("release", encoder.fingerprint()))
+    Retriever(encoder, index)
+    with pytest.raises(IndexFolderError, match="built with release; this encoder is .*another space"):
+        Retriever(Encoder.from_pretrained(retriever_folder), index)
+    with pytest.raises(IndexFolderError, match=r"dim 48\); this encoder is .*dim 16"):
+        Retriever(Encoder.from_pretrained(release_folder, dim=16), index)
+    assert Retriever(encoder, Index(48)).search("anything") == []

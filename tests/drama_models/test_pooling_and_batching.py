@@ -1,0 +1,62 @@
+"""Pooling and normalising against torch, batching against its own promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drama_models.batching import budget_batches, windows
+from drama_models.pooling import finish, pool
+from drama_models.runtimes.padding import pad
+
+HIDDEN = np.random.default_rng(0).normal(size=(3, 5, 4))
+RIGHT = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("mask", [RIGHT, RIGHT[:, ::-1]], ids=["right padding", "left padding"])
+def test_pooling_matches_plain_selection(mask: np.ndarray) -> None:
+    real = [HIDDEN[row][mask[row] == 1] for row in range(3)]
+    np.testing.assert_allclose(pool(HIDDEN, mask, "mean"), [states.mean(axis=0) for states in real])
+    np.testing.assert_allclose(pool(HIDDEN, mask, "last"), [states[-1] for states in real])
+    np.testing.assert_allclose(pool(HIDDEN, mask, "cls"), [states[0] for states in real])
+
+
+@pytest.mark.parametrize("dim", [None, 3, 1])
+def test_cut_before_normalising_matches_torch(dim: int | None) -> None:
+    expected = torch.nn.functional.normalize(torch.tensor(HIDDEN[:, 0, :dim]), dim=-1)
+    np.testing.assert_allclose(finish(HIDDEN[:, 0], dim, normalise=True), expected)
+    np.testing.assert_array_equal(finish(HIDDEN[:, 0], dim, normalise=False), HIDDEN[:, 0, :dim])
+
+
+def test_a_zero_vector_stays_finite() -> None:
+    assert (finish(np.zeros((1, 4)), None, normalise=True) == 0).all()
+
+
+@given(lengths=st.lists(st.integers(1, 50), max_size=60), budget=st.integers(1, 200))
+def test_batches_hold_every_position_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = list(budget_batches(lengths, budget))
+    assert sorted(position for batch in batches for position in batch) == list(range(len(lengths)))
+    for batch in batches:
+        padded = len(batch) * max(lengths[position] for position in batch)
+        assert padded <= budget or len(batch) == 1
+        assert lengths[batch[0]] == max(lengths[position] for position in batch)
+
+
+def test_windows_read_no_further_than_asked() -> None:
+    source = iter(range(10))
+    stream = windows(source, 4)
+    assert next(stream) == [0, 1, 2, 3]
+    assert next(source) == 4
+    assert list(stream) == [[5, 6, 7, 8], [9]]
+    assert list(windows([], 3)) == []
+
+
+def test_padding_keeps_every_token() -> None:
+    rows = [np.array([5, 6, 7]), np.array([8]), np.array([9, 1])]
+    ids, mask = pad(rows)
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0], [9, 1, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
+    assert ids.dtype == mask.dtype == np.int64

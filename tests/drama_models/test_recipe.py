@@ -1,0 +1,101 @@
+"""Recipes: overrides, and errors that name the field and its line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from drama_models.errors import RecipeError
+from drama_models.recipe import load_recipe, parse_recipe, run_command
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """Nested settings."""
+
+    width: int | None = None
+    """How wide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of a stage."""
+
+    out: Path
+    """Folder to make."""
+    steps: int = 10
+    """Optimiser steps."""
+    rate: float = 0.1
+    """Learning rate."""
+    dims: tuple[int, ...] = (8, 4)
+    """Sizes."""
+    inner: Inner = field(default_factory=Inner)
+    """Nested."""
+    free: dict[str, float] = field(default_factory=dict)
+    """Anything."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} must be at least 1.")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("out: made\nsteps: 20\ndims: [16, 8]\ninner: {width: 3}\nfree: {a: 0.5, b: 1}\n", encoding="utf-8")
+    return path
+
+
+def test_file_then_overrides(recipe: Path) -> None:
+    expected = Settings(out=Path("made"), steps=20, dims=(16, 8), inner=Inner(width=3), free={"a": 0.5, "b": 1})
+    assert load_recipe(Settings, recipe) == expected
+    words = [str(recipe), "--steps", "5", "--inner.width", "7", "--rate=0.5"]
+    changed = parse_recipe(Settings, words, command="x")
+    assert (changed.steps, changed.inner.width, changed.rate, changed.dims) == (5, 7, 0.5, (16, 8))
+    assert load_recipe(Settings, recipe, out="else").out == Path("else")
+
+
+def test_without_a_file() -> None:
+    assert parse_recipe(Settings, ["--out", "here"], command="x") == Settings(out=Path("here"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("out: made\nstesp: 3\n", r"recipe\.yaml, line 2: Settings has no field 'stesp'; did you mean 'steps'\?"),
+        ("out: made\ninner:\n  hight: 1\n", r"line 3: Settings has no field 'inner\.hight'; it has: width"),
+        ("out: made\n\nsteps: many\n", r"recipe\.yaml, line 3: .*steps"),
+        ("out: made\nsteps: 0\n", r"line 2: steps=0 must be at least 1"),
+        ("steps: 3\n", r"required: out"),
+        ("- a list\n", r"must be a mapping"),
+        ("out: [unclosed\n", r"is not valid YAML"),
+    ],
+)
+def test_errors_name_field_and_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(Settings, path)
+
+
+def test_missing_file_and_unknown_flag(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="There is no recipe at"):
+        load_recipe(Settings, tmp_path / "absent.yaml")
+    with pytest.raises(RecipeError, match="--stesp"):
+        parse_recipe(Settings, [str(recipe), "--stesp", "3"], command="x")
+
+
+def test_rooms_answer_a_mistake_with_one_sentence(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(words: list[str]) -> str:
+        return f"made {parse_recipe(Settings, words, command='x').out}"
+
+    commands = {"make": (command, "makes it")}
+    assert run_command("room", commands, ["make", str(recipe)]) == 0
+    assert capsys.readouterr().out == "made made\n"
+    assert run_command("room", commands, ["make", str(recipe), "--steps", "0"]) == 2
+    assert capsys.readouterr().err == "error: steps=0 must be at least 1.\n"
+    assert run_command("room", commands, ["mkae"]) == 2
+    assert run_command("room", commands, ["--help"]) == 0
+    assert "make" in capsys.readouterr().out
