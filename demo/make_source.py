@@ -1,6 +1,6 @@
 """Make the source model that the demo prunes: a small grouped-query Llama, from nothing, on installed text.
 
-    python -m demo.make_source            # several hours on two cores; goes on where it was interrupted
+    python -m demo.make_source            # about two hours on two cores; goes on where it was interrupted
 
 Tokenizer, random start and text are made here; the training is the workshop's own continued pretraining
 (`pruning.recover`), for which a randomly initialised folder is just another starting folder.
@@ -37,12 +37,12 @@ WORDS = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SHAPE: dict[str, Any] = {
-    "hidden_size": 256,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
+    "hidden_size": 192,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
     "head_dim": 32,
-    "intermediate_size": 704,
+    "intermediate_size": 512,
 }
 
 

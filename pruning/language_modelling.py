@@ -7,6 +7,7 @@ line.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from drama_models.errors import TrainingError
+from drama_models.folders import atomic_file
 from drama_models.hardware import Precision, train_in_bf16
 from drama_models.progress import ProgressLog
 from pruning.mixture import HeldOutSequences
@@ -179,6 +181,18 @@ def held_out_figures(
     return figures
 
 
+def figures_before(
+    model: torch.nn.Module, corpus: Corpus, recipe: LanguageModellingRecipe
+) -> dict[str, dict[str, float]]:
+    """Held-out figures of the model that goes in; measured once, and kept with the checkpoints for a resumed run."""
+    path = checkpoint_folder(recipe.out) / "before.json"
+    if not path.is_file():
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(held_out_figures(model, corpus, recipe)), encoding="utf-8")
+    figures: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
+    return figures
+
+
 class _Checkpoints(TrainerCallback):
     """Marks a checkpoint once everything in it is on disk."""
 
@@ -194,6 +208,7 @@ class _Progress(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         path = checkpoint_folder(self.recipe.out) / "log.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
         self.log = ProgressLog(path, self.recipe.steps, state.global_step)
 
     def on_log(

@@ -24,6 +24,7 @@ from pruning.language_modelling import (
     LanguageModellingRecipe,
     LanguageModelTrainer,
     checkpoint_folder,
+    figures_before,
     held_out_figures,
     last_complete_checkpoint,
 )
@@ -108,17 +109,19 @@ def learn_masks(recipe: LearnMasksRecipe) -> dict[str, Any]:
     corpus = Corpus.open(recipe.corpus)
     corpus.check_tokenizer(recipe.model)
     stock: Any = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
+    checkpoint = last_complete_checkpoint(recipe.out)
+    if checkpoint is None:
+        shutil.rmtree(checkpoint_folder(recipe.out), ignore_errors=True)
+    figures: dict[str, Any] = {"held_out_before": figures_before(stock, corpus, recipe)}
     model = MaskedCausalLM(stock, masks, recipe.sparsity_warmup_steps)
     data = MixedSequences(
         corpus, recipe.proportions, recipe.sequence_length, recipe.steps * recipe.batch_size, recipe.seed
     )
     trainer = MaskTrainer(recipe, model, data)
-    checkpoint = last_complete_checkpoint(recipe.out)
-    if checkpoint is None:
-        shutil.rmtree(checkpoint_folder(recipe.out), ignore_errors=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     masks.clamp()
-    return _write_folder(recipe, model, held_out_figures(model, corpus, recipe))
+    figures["held_out_under_masks"] = held_out_figures(model, corpus, recipe)
+    return _write_folder(recipe, model, figures)
 
 
 def load_masks(folder: Path, *, force: bool = False) -> dict[str, torch.Tensor]:
@@ -150,7 +153,7 @@ def load_masks(folder: Path, *, force: bool = False) -> dict[str, torch.Tensor]:
     return masks.deterministic(at_target=True)
 
 
-def _write_folder(recipe: LearnMasksRecipe, model: MaskedCausalLM, held_out: dict[str, Any]) -> dict[str, Any]:
+def _write_folder(recipe: LearnMasksRecipe, model: MaskedCausalLM, figures: dict[str, Any]) -> dict[str, Any]:
     masks = model.masks
     state = {f"log_alpha.{name}": value.detach().contiguous() for name, value in masks.log_alpha.items()}
     for order, multipliers in (("1", model.lagrangian.lambda_1), ("2", model.lagrangian.lambda_2)):
@@ -170,7 +173,7 @@ def _write_folder(recipe: LearnMasksRecipe, model: MaskedCausalLM, held_out: dic
             stage="pruning.learn_masks",
             recipe=recipe,
             inputs={"model": recipe.model, "corpus": recipe.corpus},
-            figures={"expected_sizes": sizes, "held_out_under_masks": held_out},
+            figures={"expected_sizes": sizes} | figures,
             parent=recipe.model,
         )
     shutil.rmtree(checkpoint_folder(recipe.out))

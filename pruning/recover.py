@@ -21,6 +21,7 @@ from pruning.language_modelling import (
     LanguageModellingRecipe,
     LanguageModelTrainer,
     checkpoint_folder,
+    figures_before,
     held_out_figures,
     last_complete_checkpoint,
 )
@@ -63,17 +64,15 @@ def recover(recipe: RecoverRecipe) -> dict[str, Any]:
     )
     trainer = LanguageModelTrainer(recipe, model, data)
     checkpoint = last_complete_checkpoint(recipe.out)
-    before = checkpoint_folder(recipe.out) / "before.json"
     if checkpoint is None:
         shutil.rmtree(checkpoint_folder(recipe.out), ignore_errors=True)
-        before.parent.mkdir(parents=True)
-        before.write_text(json.dumps(held_out_figures(model, corpus, recipe)), encoding="utf-8")
+    before = figures_before(model, corpus, recipe)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     figures = {
         "steps": recipe.steps,
         "tokens": recipe.steps * recipe.batch_size * recipe.sequence_length,
         "epochs": data.epochs,
-        "held_out_before": json.loads(before.read_text(encoding="utf-8")),
+        "held_out_before": before,
         "held_out": held_out_figures(model, corpus, recipe),
     }
     return _write_folder(recipe, model, figures)

@@ -62,7 +62,8 @@ class BackboneShape:
         """The shape after pruning.
 
         Raises:
-            ShapeError: a target above the source, below what gates can reach, or heads that split a KV group.
+            ShapeError: a target above the source, below what gates can reach, heads that split a KV group, or a
+                hidden size that transformers refuses beside them.
         """
         sizes = {field.name: getattr(self, field.name) for field in fields(self)}
         for field in fields(target):
@@ -82,6 +83,12 @@ class BackboneShape:
             raise ShapeError(
                 f"Target num_heads={sizes['num_heads']} splits a KV group of {group} query heads; "
                 f"try num_heads={below or group}, or expand the KV heads first (`python -m pruning expand-kv-heads`)."
+            )
+        if sizes["hidden_size"] % sizes["num_heads"]:
+            below = sizes["hidden_size"] // sizes["num_heads"] * sizes["num_heads"]
+            raise ShapeError(
+                f"Target hidden_size={sizes['hidden_size']} is not a multiple of num_heads={sizes['num_heads']}, which "
+                f"transformers refuses in a Llama configuration; try hidden_size={below or sizes['num_heads']}."
             )
         sizes["num_kv_heads"] = sizes["num_heads"] // group
         return BackboneShape(**sizes)

@@ -34,7 +34,7 @@ def slice_tensor(name: str, weight: Tensor, masks: MaskValues) -> Tensor:
     cut = masks.scaled(name, weight.float())
     if rows is not None:
         cut = cut.index_select(0, rows)
-    if columns is not None:
+    if columns is not None and weight.ndim == 2:  # a bias has rows only
         cut = cut.index_select(1, columns)
     return cut.to(weight.dtype).contiguous()
 

@@ -89,7 +89,7 @@ def corpus_folder(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     root = tmp_path_factory.mktemp("corpus")
     for domain, texts in (("long", TEXTS), ("short", TEXTS[::3])):
         (root / "text" / domain).mkdir(parents=True)
-        (root / "text" / domain / "part.txt").write_text("\n\n".join(texts * 4), encoding="utf-8")
+        (root / "text" / domain / "part.txt").write_text("\n\n".join(texts * 25), encoding="utf-8")
     tokenise(root / "text", llama_folder, root / "corpus")
     return root / "corpus"
 

@@ -75,6 +75,4 @@ def load_start(recipe: TrainRecipe, folder: Path) -> SentenceTransformer:
     settings = {"model_kwargs": {"dtype": torch.float32}}
     transformer = Transformer(str(folder), max_seq_length=recipe.max_length, **settings)
     pooling = Pooling(transformer.get_embedding_dimension(), "mean" if recipe.pooling == "mean" else "lasttoken")
-    model = SentenceTransformer(modules=[transformer, pooling, Normalize()], prompts=PROMPTS, device=recipe.device)
-    model.model_card_data.generate_widget_examples = False  # cards are written from provenance
-    return model
+    return SentenceTransformer(modules=[transformer, pooling, Normalize()], prompts=PROMPTS, device=recipe.device)

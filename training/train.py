@@ -175,6 +175,9 @@ class RetrieverTrainer(SentenceTransformerTrainer):
             self.remove_callback(callback)
         self.add_callback(_Progress(recipe, work))
 
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Nothing: cards are written from provenance."""
+
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """One step of the stock trainer, checked."""
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -254,6 +257,7 @@ class _Progress(TrainerCallback):
         self.recipe, self.work = recipe, work
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        (self.work / "log.jsonl").touch()
         self.log = ProgressLog(self.work / "log.jsonl", self.recipe.steps, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""The table of bad input in the design, case by case: one clear sentence, the same in every runtime, nothing half-written."""
+"""The design's table of bad input, case by case: one clear sentence, the same in every runtime."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_shard_name_cannot_leave_the_folder(folder: Path, tmp_path: Path) -> N
     shutil.move(folder / "model.safetensors", tmp_path / "elsewhere.safetensors")
     index = {"weight_map": {"norm.weight": "../elsewhere.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises(ModelFolderError, match="elsewhere.safetensors is missing"):
+    with pytest.raises(ModelFolderError, match=r"elsewhere\.safetensors is missing"):
         Encoder.from_pretrained(folder, runtime="torch")
 
 

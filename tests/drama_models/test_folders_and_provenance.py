@@ -67,6 +67,8 @@ def test_names_from_input_stay_inside(tmp_path: Path) -> None:
 
 @dataclass
 class Recipe:
+    """Settings of a made-up stage."""
+
     model: Path
     steps: int
 
@@ -96,9 +98,7 @@ def test_provenance_chains_back_to_the_source(tmp_path: Path) -> None:
     assert {"python", "torch", "transformers"} <= set(stored["versions"])
 
 
-def test_progress_is_one_line_for_people_and_one_for_plots(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_is_one_line_for_people_and_one_for_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = ProgressLog(tmp_path / "log.jsonl", total=100, start=40)
     log.record(50, loss=0.41234, sparsity=0.5)
     line = capsys.readouterr().err

@@ -130,7 +130,7 @@ def test_an_index_refuses_another_model_or_size(release_folder: Path, retriever_
     encoder = Encoder.from_pretrained(release_folder)
     index = Index(48, ModelIdentity("release", encoder.fingerprint()))
     Retriever(encoder, index)
-    with pytest.raises(IndexFolderError, match="built with release; this encoder is .*another space"):
+    with pytest.raises(IndexFolderError, match=r"built with release; this encoder is .*another space"):
         Retriever(Encoder.from_pretrained(retriever_folder), index)
     with pytest.raises(IndexFolderError, match=r"dim 48\); this encoder is .*dim 16"):
         Retriever(Encoder.from_pretrained(release_folder, dim=16), index)

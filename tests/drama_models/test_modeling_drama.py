@@ -50,7 +50,7 @@ def test_padded_equals_alone(llama_folder: Path, masks: bool, kernel: str, side:
     columns = [padding, short] if side == "left" else [short, padding]
     batch = torch.cat([IDS[:1], torch.cat(columns, dim=1)])
     mask = torch.ones_like(batch)
-    mask[1, :2 if side == "left" else None] = 0 if side == "left" else 1
+    mask[1, : 2 if side == "left" else None] = 0 if side == "left" else 1
     if side == "right":
         mask[1, 4:] = 0
     padded = states(model, batch, mask)[1:, mask[1].bool()]
@@ -125,9 +125,7 @@ def test_missing_weights_are_refused_instead_of_drawn_at_random(llama_folder: Pa
         DramaModel.from_pretrained(tmp_path)
 
 
-def test_an_unknown_kernel_is_refused_on_old_transformers(
-    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_kernel_is_refused_on_old_transformers(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = DramaModel.from_pretrained(llama_folder)
     monkeypatch.setattr(modeling_drama, "FOLLOWS_CONFIG", False)
     model.config._attn_implementation = "paged|sdpa"

@@ -97,7 +97,11 @@ def texts_of_page(page: str) -> tuple[list[str], list[str]]:
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         found = {}
         for node in ast.walk(ast.parse(code)):
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.List):
+            if (
+                isinstance(node, ast.Assign)
+                and isinstance(node.targets[0], ast.Name)
+                and isinstance(node.value, ast.List)
+            ):
                 found[node.targets[0].id] = ast.literal_eval(node.value)
         if {"queries", "documents"} <= set(found):
             return found["queries"], found["documents"]
@@ -105,7 +109,8 @@ def texts_of_page(page: str) -> tuple[list[str], list[str]]:
 
 
 def test_texts_are_found_on_a_model_page() -> None:
-    page = "# x\n```python\nimport torch\n```\n```python\nqueries = [\n 'a',\n]\ndocuments = ['b', \"c\"]\nmodel(queries)\n```"
+    blocks = ["import torch", "queries = [\n 'a',\n]\ndocuments = ['b', \"c\"]\nmodel(queries)"]
+    page = "# x\n" + "".join(f"```python\n{block}\n```\n" for block in blocks)
     assert texts_of_page(page) == (["a"], ["b", "c"])
 
 
