@@ -23,6 +23,7 @@ Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 TENSOR_METHODS = "torch.Tensor"  # where PyTorch hangs what add_docstr_all documents
 ARRAY_METHODS = "numpy.ndarray"  # and NumPy what _array_method_doc documents
+SIGNATURE_END = "\n--\n\n"  # ends the signature that Python cuts off a compiled function's docstring
 
 
 @dataclass
@@ -201,7 +202,8 @@ def _read_add_newdoc(arguments: list[ast.expr], module: Module) -> None:
 
 def _attach(module: Module, name: str | None, docstring: str | None) -> None:
     if name and docstring:
-        module.attached.setdefault(name, inspect.cleandoc(docstring))
+        text = inspect.cleandoc(docstring)
+        module.attached.setdefault(name, text.partition(SIGNATURE_END)[2] or text)
 
 
 def _text(node: ast.expr) -> str | None:

@@ -104,7 +104,8 @@ class DramaModel(LlamaModel):
         Args:
             tokenizer: the model's tokenizer.
             queries: one text or several.
-            max_seq_len: tokens kept of each text, BOS and EOS included; 8192, or the model's limit, by default.
+            max_seq_len: tokens kept of each text, BOS and EOS included; by default 8192, or the model's or the
+                tokenizer's limit where that is lower.
             dim: leading coordinates to keep, cut before normalising; all by default.
             batch_size: texts in one forward pass.
 
@@ -141,7 +142,7 @@ class DramaModel(LlamaModel):
         hidden_size = self.config.hidden_size
         if dim is not None and not 1 <= dim <= hidden_size:
             raise ValueError(f"dim={dim} must be between 1 and the hidden size, {hidden_size}.")
-        limit = max_seq_len or min(MAX_LENGTH, self.config.max_position_embeddings)
+        limit = max_seq_len or min(MAX_LENGTH, self.config.max_position_embeddings, tokenizer.model_max_length)
         pieces = [
             self._embed_batch(tokenizer, texts[start : start + batch_size], limit, dim)
             for start in range(0, len(texts), batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,9 +130,9 @@ def examples_file(collection_folder: Path, tmp_path_factory: pytest.TempPathFact
     return path
 
 
-def train_recipe(llama: Path, collection: Path, examples: Path, out: Path, **changes: object) -> TrainRecipe:
+def train_recipe(llama: Path, collection: Path, examples: Path, out: Path, **changes: Any) -> TrainRecipe:
     """A training of a few steps on the CPU."""
-    settings = {
+    settings: dict[str, Any] = {
         "steps": 4,
         "batch_size": 8,
         "negatives": 1,
@@ -144,9 +145,7 @@ def train_recipe(llama: Path, collection: Path, examples: Path, out: Path, **cha
         "device": "cpu",
         "precision": "fp32",
     }
-    return TrainRecipe(  # type: ignore[arg-type]
-        backbone=llama, collection=collection, examples=examples, out=out, **(settings | changes)
-    )
+    return TrainRecipe(backbone=llama, collection=collection, examples=examples, out=out, **(settings | changes))
 
 
 @pytest.fixture(scope="session")

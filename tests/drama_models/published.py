@@ -90,7 +90,7 @@ def write_published_folder(folder: Path, *, with_eos: bool, **changes: object) -
         from tokenizers.processors import TemplateProcessing
 
         ends = [(tokenizer.bos_token, tokenizer.bos_token_id), (tokenizer.eos_token, tokenizer.eos_token_id)]
-        tokenizer._tokenizer.post_processor = TemplateProcessing(
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=[tokenizer.bos_token, "$A", tokenizer.eos_token], special_tokens=ends
         )
     tokenizer.save_pretrained(folder)

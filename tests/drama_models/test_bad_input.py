@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ def folder(release_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_empty_list_gives_an_empty_array(encoder: Encoder) -> None:
-    for texts in ([], (), iter([])):
+    given: list[Iterable[str]] = [[], (), iter([])]
+    for texts in given:
         found = encoder.encode_documents(texts)
         assert found.shape == (0, 48)
         assert found.dtype == np.float32

@@ -59,7 +59,7 @@ class CountingEncoder(Encoder):
         self.__dict__.update(inner.__dict__)
         self.encoded = encoded
 
-    def encode_documents(self, documents: object, **_: object) -> np.ndarray:  # type: ignore[override]
+    def encode_documents(self, documents: object, **_: object) -> np.ndarray:
         assert isinstance(documents, list)
         self.encoded.append(len(documents))
         return super().encode_documents(documents)

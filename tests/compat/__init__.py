@@ -1,0 +1,1 @@
+"""Older clients, in an environment of their own: `make compat`."""

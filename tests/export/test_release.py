@@ -1,0 +1,161 @@
+"""A release, loaded by stock libraries in processes that never import our package."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+from drama_models import Encoder
+from drama_models.errors import ModelFolderError
+from drama_models.model_folder import read_json
+from drama_models.provenance import chain, read_provenance
+from export.release import ReleaseRecipe, release
+from export.to_onnx import write_onnx
+from export.verify import CLIENTS, NEEDED, SAMPLE_TEXTS, largest_difference, verify
+from tests.conftest import TEXTS
+
+STOCK_CLIENT = Path(__file__).parent / "stock_client.py"
+
+
+@pytest.mark.parametrize("client", NEEDED)
+def test_stock_client_agrees_with_our_encoder(client: str, release_folder: Path, tmp_path: Path) -> None:
+    texts = [*SAMPLE_TEXTS, *TEXTS[:20]]
+    (tmp_path / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    script, target = CLIENTS / f"{client}.py", tmp_path / "vectors.npy"
+    command = [sys.executable, str(STOCK_CLIENT), str(script), str(release_folder), str(tmp_path / "texts.json")]
+    subprocess.run([*command, str(target)], check=True, cwd=tmp_path, capture_output=True)
+    theirs = np.load(target, allow_pickle=False)
+    for runtime in ("torch", "onnx"):
+        ours = Encoder.from_pretrained(release_folder, runtime=runtime).encode_documents(texts)
+        cosine = (ours * theirs).sum(axis=1)
+        assert cosine.min() >= 0.9999, runtime
+
+
+def test_late_tokens_change_the_first_state_in_a_stock_automodel(release_folder: Path) -> None:
+    model = AutoModel.from_pretrained(release_folder).eval()
+    assert type(model).__name__ == "LlamaModel"
+    ids = torch.arange(10, 22)[None]
+    changed = ids.clone()
+    changed[0, -1] = 40
+    with torch.no_grad():
+        before, after = (model(input_ids=row).last_hidden_state[0, 0] for row in (ids, changed))
+        padded = torch.nn.functional.pad(ids, (0, 5), value=2)
+        mask = (torch.arange(17) < 12)[None].long()
+        beside_padding = model(input_ids=padded, attention_mask=mask).last_hidden_state[0, 0]
+    assert (before - after).abs().max() > 1e-3
+    torch.testing.assert_close(beside_padding, before, atol=1e-5, rtol=0)
+
+
+def test_sentence_transformers_prompts_and_truncation_are_ours(release_folder: Path) -> None:
+    model = SentenceTransformer(str(release_folder), device="cpu", truncate_dim=16)
+    encoder = Encoder.from_pretrained(release_folder, dim=16)
+    queries = model.encode_query(TEXTS[:8], normalize_embeddings=True)
+    documents = model.encode_document(TEXTS[:8], normalize_embeddings=True)
+    np.testing.assert_allclose(queries, encoder.encode_queries(TEXTS[:8]), atol=1e-5)
+    np.testing.assert_allclose(documents, encoder.encode_documents(TEXTS[:8]), atol=1e-5)
+
+
+def test_release_holds_what_clients_read_and_nothing_unsafe(release_folder: Path) -> None:
+    names = {str(path.relative_to(release_folder)) for path in release_folder.rglob("*") if path.is_file()}
+    assert names == {
+        "1_Pooling/config.json",
+        "2_Normalize/config.json",
+        "README.md",
+        "config.json",
+        "config_sentence_transformers.json",
+        "modeling_drama.py",
+        "model.safetensors",
+        "modules.json",
+        "onnx/model.onnx",
+        "provenance.json",
+        "sentence_bert_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_card_is_written_from_the_provenance_chain(release_folder: Path) -> None:
+    card = (release_folder / "README.md").read_text(encoding="utf-8")
+    record = read_provenance(release_folder)
+    assert record is not None
+    assert [stage["stage"] for stage in chain(record)] == ["training.train", "export.release"]
+    for stage in chain(record):
+        assert stage["stage"] in card
+        for entry in stage["inputs"].values():
+            assert entry["sha256"][:12] in card
+    parity = record["figures"]["parity"]
+    assert {entry["client"] for entry in parity} == set(NEEDED)
+    assert all(f"{entry['largest_difference']:.1e}" in card for entry in parity)
+    assert card.startswith("---\n")
+    assert "license: apache-2.0" in card
+    assert "usable at 48, 16" in card
+
+
+def test_a_graph_that_encodes_otherwise_is_not_published(release_folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(release_folder, broken)
+    config = read_json(broken / "config.json")
+    causal = config | {"is_causal": True, "use_bidirectional_attention": False}
+    (broken / "config.json").write_text(json.dumps(causal), encoding="utf-8")
+    write_onnx(broken)  # the graph is causal now
+    (broken / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelFolderError, match=r"onnxruntime .* disagrees on broken: smallest cosine"):
+        verify(broken, TEXTS[:4])
+
+
+def test_a_folder_that_a_client_cannot_load_is_not_published(release_folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(release_folder, broken)
+    (broken / "onnx" / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(ModelFolderError, match="onnxruntime cannot load broken"):
+        verify(broken, TEXTS[:4])
+
+
+def test_a_failed_release_leaves_nothing_behind(retriever_folder: Path, tmp_path: Path) -> None:
+    retriever = tmp_path / "retriever"
+    shutil.copytree(retriever_folder, retriever)
+    config = read_json(retriever / "config.json") | {"hidden_act": "gelu"}
+    (retriever / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelFolderError, match="'gelu' cannot be exported"):
+        release(ReleaseRecipe(retriever=retriever, out=tmp_path / "release"))
+    assert [path.name for path in tmp_path.iterdir()] == ["retriever"]
+
+
+def test_weights_beyond_the_protobuf_limit_go_beside_the_graph(
+    release_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "large"
+    shutil.copytree(release_folder, folder)
+    before = Encoder.from_pretrained(folder, runtime="onnx").encode_documents(TEXTS[:4])
+    shutil.rmtree(folder / "onnx")
+    monkeypatch.setattr("export.to_onnx.MAX_INLINE_BYTES", 1000)
+    write_onnx(folder)
+    assert (folder / "onnx" / "model.onnx_data").stat().st_size > 10 * (folder / "onnx" / "model.onnx").stat().st_size
+    onnx.checker.check_model(str(folder / "onnx" / "model.onnx"))
+    after = Encoder.from_pretrained(folder, runtime="onnx").encode_documents(TEXTS[:4])
+    np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+def test_difference_of_a_client_that_was_not_there_is_not_a_number() -> None:
+    assert np.isnan(largest_difference([], "onnxruntime"))
+
+
+def test_tokenizers_agree_on_every_sample(release_folder: Path) -> None:
+    from tokenizers import Tokenizer
+
+    stock = AutoTokenizer.from_pretrained(release_folder)
+    plain = Tokenizer.from_file(str(release_folder / "tokenizer.json"))
+    plain.enable_truncation(64)
+    for text in SAMPLE_TEXTS:
+        assert stock(text, truncation=True)["input_ids"] == plain.encode(text).ids
