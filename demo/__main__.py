@@ -17,6 +17,7 @@ from demo.stages import RECIPES, SOURCE, STAGES
 from drama_models.cli import main as drama
 from drama_models.errors import DramaError
 from drama_models.folders import atomic_file, sha256_of_file, sha256_of_folder
+from drama_models.progress import hide_loading_bars
 from drama_models.provenance import installed_versions
 
 OUT = Path(__file__).parent / "out"
@@ -26,6 +27,7 @@ QUESTION = "split a string at every comma"
 
 def main() -> int:
     """Make what is missing; a run that finds everything made says so and changes nothing."""
+    hide_loading_bars()
     out, key = OUT, _key()
     state = _read_state(out)
     if state.get("key") != key:

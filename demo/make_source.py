@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from demo.source_baselines import baseline_bits_per_byte
 from demo.source_text import write_source_text
 from drama_models.folders import atomic_folder
+from drama_models.progress import hide_loading_bars
 from drama_models.provenance import write_provenance
 from drama_models.recipe import parse_recipe
 from pruning.corpus import read_documents, tokenise
@@ -101,6 +102,7 @@ def make_source(recipe: RecoverRecipe, text: Path) -> None:
 
 def main() -> None:
     """Run the shipped recipe; command-line words override its fields."""
+    hide_loading_bars()
     recipe = parse_recipe(RecoverRecipe, [str(RECIPE), *sys.argv[1:]], command="python -m demo.make_source")
     work = HERE / "work"
     make_source(replace(recipe, out=work / "source"), work / "source_text")

@@ -35,7 +35,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
-        raise AttributeError(f"module 'drama_models' has no attribute {name!r}; it has: {', '.join(__all__)}")
+        raise AttributeError(f"module 'drama_models' has no attribute {name!r}; choose one of: {', '.join(__all__)}")
     value = getattr(import_module(f"drama_models.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from drama_models.batching import windows
-from drama_models.errors import CollectionError
+from drama_models.errors import CollectionError, TextsCutWarning
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.index import ModelIdentity
 
@@ -66,7 +68,8 @@ def encode_shards(
     job = {"model": asdict(identity), "dim": encoder.dim, "shard_documents": shard_documents}
     _check_job(out, job)
     shards = []
-    with tqdm(total=total, desc="encode", unit=" documents", disable=None if show_progress else True) as bar:
+    bar = tqdm(total=total, desc="encode", unit=" documents", disable=None if show_progress else True)
+    with bar, _one_warning_about_cut_texts():
         for number, batch in enumerate(windows(documents, shard_documents)):
             shards.append(_encode_shard(encoder, batch, out, number))
             bar.update(len(batch))
@@ -114,6 +117,20 @@ def _encode_shard(encoder: Encoder, batch: list[tuple[str, str]], out: Path, num
     record = {"ids": [key for key, _ in batch], "source_sha256": source, "sha256": sha256_of_file(vectors)}
     _write_json(ids, record)
     return {"count": len(batch), "sha256": record["sha256"]}
+
+
+@contextmanager
+def _one_warning_about_cut_texts() -> Iterator[None]:
+    """One warning for the whole corpus instead of one for each shard."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TextsCutWarning)
+        yield
+    others = [entry for entry in caught if not isinstance(entry.message, TextsCutWarning)]
+    for entry in others:
+        warnings.warn_explicit(entry.message, entry.category, entry.filename, entry.lineno)
+    cut = sum(entry.message.count for entry in caught if isinstance(entry.message, TextsCutWarning))
+    if cut:
+        warnings.warn(TextsCutWarning(cut), stacklevel=4)
 
 
 def _check_job(out: Path, job: dict[str, Any]) -> None:

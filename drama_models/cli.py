@@ -68,7 +68,7 @@ def search(options: argparse.Namespace) -> Answer:
     opened = Index.load(options.index)
     name = options.model or (_resolved(opened.model.name, options.index) if opened.model else None)
     if name is None:
-        raise IndexFolderError(f"{options.index} does not say which model it belongs to; name it with --model.")
+        raise IndexFolderError(f"{options.index} does not say which model it belongs to; pass it with --model.")
     options.model, options.dim = name, opened.dim
     hits = Retriever(_encoder(options), opened).search(options.query, options.k)
     texts = _texts(opened, options.index, {document for document, _ in hits})

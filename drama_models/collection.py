@@ -96,9 +96,13 @@ class Collection:
                     continue
                 query, document, grade = _judgement(fields, path, number)
                 if query not in known_queries:
-                    raise CollectionError(f"{path}, line {number}: query {query!r} is not in queries.jsonl.")
+                    raise CollectionError(
+                        f"{path}, line {number}: query {query!r} must be in queries.jsonl; it is not."
+                    )
                 if document not in known_documents:
-                    raise CollectionError(f"{path}, line {number}: document {document!r} is not in corpus.jsonl.")
+                    raise CollectionError(
+                        f"{path}, line {number}: document {document!r} must be in corpus.jsonl; it is not."
+                    )
                 qrels.setdefault(query, {})[document] = grade
         return qrels
 
@@ -133,7 +137,7 @@ class Collection:
                 (partial / "qrels" / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
         return Collection(folder)
 
-    def _file(self, name: str, otherwise: str = "a collection has corpus.jsonl, queries.jsonl and qrels/") -> Path:
+    def _file(self, name: str, otherwise: str = "choose a folder with corpus.jsonl, queries.jsonl and qrels/") -> Path:
         for path in (self.folder / name, self.folder / f"{name}.gz"):
             if path.is_file():
                 return path
@@ -150,13 +154,15 @@ class Collection:
                 try:
                     record = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise CollectionError(f"{path}, line {number}: not valid JSON ({error.msg}).") from None
+                    raise CollectionError(
+                        f"{path}, line {number}: not valid JSON ({error.msg}); each line must be one object."
+                    ) from None
                 key = record.get("_id") if isinstance(record, dict) else None
                 if not isinstance(key, str):
                     raise CollectionError(f"{path}, line {number}: expected an object with a string `_id`.")
                 if key in seen:
                     raise CollectionError(
-                        f"{path}, line {number}: id {key!r} was used in line {seen[key]}; ids are unique."
+                        f"{path}, line {number}: id {key!r} was used in line {seen[key]}; ids must be unique."
                     )
                 seen[key] = number
                 yield number, record

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from drama_models.batching import budget_batches, windows
-from drama_models.errors import DimensionError, MissingExtraError
+from drama_models.errors import DimensionError, MissingExtraError, TextsCutWarning
 from drama_models.model_folder import ONNX_GRAPH, find_model_folder, fingerprint
 from drama_models.pooling import finish
 from drama_models.profile import Profile
@@ -158,11 +158,7 @@ class Encoder:
                 vectors[batch] = finish(pooled, dim, normalise=self.profile.normalise)
             yield vectors
         if cut:
-            warnings.warn(
-                f"{cut} texts were longer than the maximum length and were cut; "
-                "raise max_length if the model allows it, or split them into passages.",
-                stacklevel=2,
-            )
+            warnings.warn(TextsCutWarning(cut), stacklevel=2)
 
 
 def checked_dim(dim: int | None, profile: Profile) -> int:

@@ -69,3 +69,14 @@ class ShapeError(DramaError, ValueError):
 
 class TrainingError(DramaError, RuntimeError):
     """A run had to stop; the message says at which step and what is kept."""
+
+
+class TextsCutWarning(UserWarning):
+    """Texts were longer than the maximum length; `count` says how many."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        super().__init__(
+            f"{count} texts were longer than the maximum length and were cut; "
+            "raise max_length if the model allows it, or split them into passages."
+        )

@@ -58,7 +58,7 @@ def evaluate_per_query(
     measures = _measures(metrics)
     judged = {query: graded for query, graded in qrels.items() if graded}
     if not judged:
-        raise ValueError("There are no judged queries to evaluate on; give qrels with at least one judgement.")
+        raise ValueError("There are no judged queries to evaluate on; pass qrels with at least one judgement.")
     if drop_identical_ids:
         run = without_identical_ids(run)
     values = {name: dict.fromkeys(judged, 0.0) for name in measures}
@@ -87,7 +87,9 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], name: st
             ranked = sorted(hits.items(), key=lambda hit: -hit[1])
             for rank, (document, score) in enumerate(ranked, start=1):
                 if len(f"{query} {document}".split()) != 2:
-                    raise CollectionError(f"Id {query!r} or {document!r} holds white space; TREC runs cannot carry it.")
+                    raise CollectionError(
+                        f"Id {query!r} or {document!r} holds white space; ids in a TREC run must not."
+                    )
                 file.write(f"{query} Q0 {document} {rank} {score:.9g} {name}\n")
 
 

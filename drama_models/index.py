@@ -80,7 +80,7 @@ class Index:
         known = [key for key in ids if key in self._positions]
         if known or len(set(ids)) != len(ids):
             raise ValueError(
-                f"Document id {(known or [_first_repeated(ids)])[0]!r} is in the index already; ids are unique."
+                f"Document id {(known or [_first_repeated(ids)])[0]!r} is in the index already; ids must be unique."
             )
         self._positions |= {key: len(self.ids) + offset for offset, key in enumerate(ids)}
         self.ids.extend(ids)
@@ -175,7 +175,7 @@ class Index:
         if self.model is not None and encoder.fingerprint() != self.model.fingerprint:
             raise IndexFolderError(
                 f"The index was built with {name}; this encoder is {encoder.folder}, whose vectors lie in another "
-                "space. Open it with the model it was built with, or rebuild it with `drama index`."
+                "space. Use the model it was built with, or rebuild it with `drama index`."
             )
 
 

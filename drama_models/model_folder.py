@@ -47,7 +47,7 @@ def find_model_folder(name_or_path: str | Path, revision: str | None = None) -> 
         reason = " ".join(str(error).split())[:200]
         raise ModelFolderError(
             f"{name_or_path} is not a folder here and could not be fetched from the hub ({reason}); "
-            "give the path of a model folder, or check name and connection."
+            "pass the path of a model folder, or check name and connection."
         ) from None
     return Path(found)
 
@@ -129,7 +129,7 @@ def check_llama_weights(folder: Path, config: dict[str, Any]) -> None:
             shapes[name.removeprefix("model.")], home[name.removeprefix("model.")] = shape, path
     for name, wanted in llama_tensor_shapes(config).items():
         if name not in shapes:
-            raise ModelFolderError(f"{folder} has no tensor {name!r}; its weights do not fit its config.json.")
+            raise ModelFolderError(f"{folder} has no tensor {name!r}; use weights and config.json of one model.")
         if shapes[name] != wanted:
             raise ModelFolderError(
                 f"{home[name]}: tensor {name!r} has shape {shapes[name]} where config.json asks for {wanted}; "

@@ -85,7 +85,7 @@ class DramaModel(LlamaModel):
         if not FOLLOWS_CONFIG:
             inputs = input_ids if input_ids is not None else inputs_embeds
             if inputs is None:
-                raise ValueError("Give input_ids or inputs_embeds.")
+                raise ValueError("Pass input_ids or inputs_embeds.")
             attention_mask = self._own_mask(attention_mask, inputs)
         return super().forward(
             input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs

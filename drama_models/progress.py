@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def hide_loading_bars() -> None:
+    """Turn off transformers' bars for reading and writing weights, which would break the steady lines of a stage."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 class ProgressLog:
     """Prints and keeps the figures of a run.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 import yaml
 
 from drama_models.errors import DramaError, RecipeError
+from drama_models.progress import hide_loading_bars
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,6 +71,7 @@ def run_command(
         lines = [f"  {name:18} {purpose}" for name, (_, purpose) in commands.items()]
         print(f"python -m {room} COMMAND [RECIPE.yaml] [--field value ...]\n", *lines, sep="\n")  # noqa: T201
         return 0 if list(arguments[:1]) in (["-h"], ["--help"]) else 2
+    hide_loading_bars()
     try:
         print(commands[arguments[0]][0](list(arguments[1:])))  # noqa: T201
     except DramaError as error:
@@ -96,7 +98,7 @@ def _check_fields(recipe_class: type, path: Path) -> dict[str, int]:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"There is no recipe at {path}; give the path of a YAML file.") from None
+        raise RecipeError(f"There is no recipe at {path}; pass the path of a YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
     if root is None:
@@ -108,7 +110,7 @@ def _check_fields(recipe_class: type, path: Path) -> dict[str, int]:
         last = name.rpartition(".")[2]
         if known is not None and last not in known:
             close = difflib.get_close_matches(last, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(sorted(known))}."
+            hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(sorted(known))}."
             raise RecipeError(f"{path}, line {line}: {recipe_class.__name__} has no field {name!r}; {hint}")
         lines[name] = line
     return lines

@@ -70,7 +70,7 @@ def build_graph(config: Mapping[str, Any], weights: Mapping[str, NDArray[Any]], 
         KeyError: a weight is missing.
     """
     if config.get("hidden_act", "silu") != "silu":
-        raise ModelFolderError(f"Activation {config['hidden_act']!r} cannot be exported; Llama's is silu.")
+        raise ModelFolderError(f"Activation {config['hidden_act']!r} cannot be exported; supported is silu.")
     builder = _Builder(config, weights)
     states = builder.op("Gather", [builder.weight("embed_tokens.weight"), "input_ids"])  # (B, T, D)
     bias = builder.attention_bias(bidirectional=bidirectional)

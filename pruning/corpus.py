@@ -61,7 +61,7 @@ class Corpus:
         """
         path = Path(folder) / MANIFEST
         if not path.is_file():
-            raise CorpusError(f"{folder} is not a tokenised corpus; make one with `python -m pruning tokenise`.")
+            raise CorpusError(f"{folder} is not a tokenised corpus; run `python -m pruning tokenise` to make one.")
         manifest = json.loads(path.read_text(encoding="utf-8"))
         domains = {
             name: {split: Split(**sizes) for split, sizes in splits.items()}
@@ -119,7 +119,7 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
         )
     names = sorted(path.name for path in Path(text).iterdir() if path.is_dir()) if Path(text).is_dir() else []
     if not names:
-        raise CorpusError(f"{text} has no domains; give a folder with one sub-folder of text files for each domain.")
+        raise CorpusError(f"{text} has no domains; pass a folder with one sub-folder of text files for each domain.")
     dtype = "uint16" if config["vocab_size"] <= np.iinfo(np.uint16).max else "uint32"
     ends = config["bos_token_id"], config["eos_token_id"]
     domains = {}

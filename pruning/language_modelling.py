@@ -108,7 +108,7 @@ class LanguageModelTrainer(Trainer):
             step = self.state.global_step
             raise TrainingError(
                 f"The loss is {loss.item()} at step {step + 1}; nothing after the last checkpoint is kept. "
-                "Lower learning_rate, or look at the text of this step."
+                "Try a lower learning_rate, or look at the text of this step."
             )
         return loss
 

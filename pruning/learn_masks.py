@@ -148,7 +148,7 @@ def load_masks(folder: Path, *, force: bool = False) -> dict[str, torch.Tensor]:
     if missed and not force:
         raise TrainingError(
             f"The masks in {folder} have not converged: {'; '.join(missed.values())}. "
-            "Train longer, with a shorter sparsity_warmup_steps, or slice with --force."
+            "Set more steps or a shorter sparsity_warmup_steps, or slice with --force."
         )
     return masks.deterministic(at_target=True)
 

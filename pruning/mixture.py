@@ -76,7 +76,7 @@ def normalised_proportions(corpus: Corpus, proportions: Mapping[str, float]) -> 
     """Shares that sum to 1, in the corpus' order of domains; the natural mixture where none are given."""
     unknown = sorted(set(proportions) - set(corpus.domains))
     if unknown:
-        raise CorpusError(f"No domain {unknown[0]!r} in {corpus.folder}; it has: {', '.join(corpus.domains)}.")
+        raise CorpusError(f"No domain {unknown[0]!r} in {corpus.folder}; choose from: {', '.join(corpus.domains)}.")
     if not proportions:
         proportions = {domain: float(splits["train"].tokens) for domain, splits in corpus.domains.items()}
     total = sum(proportions.values())

@@ -60,8 +60,8 @@ def sliced_shape(masks: MaskValues) -> BackboneShape:
     units = {int((masks.values["intermediate"][layer] != 0).sum()) for layer in layers}
     if len(groups) != 1 or len(units) != 1:
         raise ShapeError(
-            f"Kept layers have {sorted(groups)} KV groups and {sorted(units)} intermediate units; every layer needs "
-            "the same numbers: slice with masks cut to the target sizes."
+            f"Kept layers have {sorted(groups)} KV groups and {sorted(units)} intermediate units; every layer must "
+            "have the same numbers: use masks cut to the target sizes."
         )
     return BackboneShape(
         hidden_size=masks.kept_hidden,
@@ -134,5 +134,5 @@ def _check_masks(values: Mapping[str, Tensor], shape: BackboneShape) -> None:
         if name in values and tuple(values[name].shape) != wanted:
             raise ShapeError(
                 f"The {name} mask has shape {tuple(values[name].shape)}, this model needs {wanted}; "
-                "slice the model that the masks were learned on."
+                "use the model that the masks were learned on."
             )

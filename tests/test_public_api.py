@@ -43,5 +43,5 @@ def test_command_line_loads_no_torch() -> None:
 
 
 def test_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(AttributeError, match="it has: BM25, Collection"):
+    with pytest.raises(AttributeError, match="choose one of: BM25, Collection"):
         drama_models.Searcher  # noqa: B018

@@ -56,7 +56,7 @@ def read_examples(path: str | Path) -> Iterator[TrainingExample]:
         CollectionError: a missing file, a broken line, an unknown or missing field, or an example without a positive.
     """
     if not Path(path).is_file():
-        raise CollectionError(f"There are no training examples at {path}; give the path of a JSON-lines file.")
+        raise CollectionError(f"There are no training examples at {path}; pass the path of a JSON-lines file.")
     with Path(path).open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -64,7 +64,11 @@ def read_examples(path: str | Path) -> Iterator[TrainingExample]:
             try:
                 example = TrainingExample(**json.loads(line))
             except (json.JSONDecodeError, TypeError) as error:
-                raise CollectionError(f"{path}, line {number}: not a training example ({error}).") from None
+                raise CollectionError(
+                    f"{path}, line {number}: not a training example ({error}); see `TrainingExample` for its fields."
+                ) from None
             if not example.positive_ids:
-                raise CollectionError(f"{path}, line {number}: query {example.query_id!r} has no positive; drop it.")
+                raise CollectionError(
+                    f"{path}, line {number}: query {example.query_id!r} has no positive; provide one, or drop the line."
+                )
             yield example

@@ -35,7 +35,7 @@ def write_start_folder(backbone: Path, out: Path, *, bidirectional: bool) -> Non
     """
     config = read_json(backbone / "config.json")
     if config.get("model_type") != "llama":
-        raise ModelFolderError(f"{backbone} is a {config.get('model_type')}; give the folder of a Llama.")
+        raise ModelFolderError(f"{backbone} is a {config.get('model_type')}; pass the folder of a Llama.")
     check_llama_weights(backbone, config)
     out.mkdir(parents=True)
     for path in (*weight_files(backbone), *backbone.glob("*.index.json")):
@@ -56,7 +56,7 @@ def set_tokenizer_ends(folder: Path) -> None:
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise ModelFolderError(f"{path} is missing; give a folder with its tokenizer.")
+        raise ModelFolderError(f"{path} is missing; pass a folder with its tokenizer.")
     named = read_json(folder / "tokenizer_config.json")
     tokenizer = Tokenizer.from_file(str(path))
     ends = [

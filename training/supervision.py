@@ -27,7 +27,7 @@ class RankWindows:
     def __post_init__(self) -> None:
         if not 0 < self.positives + self.negatives <= self.k:
             raise ValueError(
-                f"positives={self.positives} and negatives={self.negatives} do not fit into k={self.k}; raise k."
+                f"positives={self.positives} and negatives={self.negatives} do not fit into k={self.k}; set a larger k."
             )
 
 

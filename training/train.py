@@ -97,7 +97,7 @@ class TrainRecipe:
             raise ValueError(f"temperature={self.temperature} must be positive; 0.02 is a usual choice.")
         if self.dim_weights is not None and len(self.dim_weights) != len(self.dims):
             raise ValueError(
-                f"dim_weights has {len(self.dim_weights)} values for {len(self.dims)} dims; give one each."
+                f"dim_weights has {len(self.dim_weights)} values for {len(self.dims)} dims; set one for each."
             )
 
 
@@ -123,7 +123,7 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     model = load_start(recipe, work / "start")
     if max(recipe.dims) > (model.get_embedding_dimension() or 0):
         raise TrainingError(
-            f"dims={recipe.dims} go beyond the backbone's {model.get_embedding_dimension()}; lower them."
+            f"dims={recipe.dims} go beyond the backbone's {model.get_embedding_dimension()}; use sizes up to that."
         )
     data = training_rows(recipe)
     trainer = RetrieverTrainer(recipe, work, model, data)
@@ -144,7 +144,7 @@ def training_rows(recipe: TrainRecipe) -> Dataset:
     if len(usable) < recipe.batch_size:
         raise CollectionError(
             f"{recipe.examples} has {len(usable)} examples with at least {recipe.negatives} negatives, "
-            f"fewer than a batch of {recipe.batch_size}; lower batch_size or negatives."
+            f"fewer than a batch of {recipe.batch_size}; set a lower batch_size or fewer negatives."
         )
     contents = _contents(recipe.collection, usable)
     generator = np.random.default_rng(recipe.seed)
@@ -184,7 +184,7 @@ class RetrieverTrainer(SentenceTransformerTrainer):
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"The loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is kept. "
-                "Lower learning_rate, or raise temperature."
+                "Try a lower learning_rate, or a higher temperature."
             )
         return loss
 
@@ -223,7 +223,7 @@ def _contents(folder: Path, examples: Iterable[TrainingExample]) -> dict[str, st
     if missing is not None:
         raise CollectionError(
             f"Document {missing!r}, named by training example {wanted[missing]!r}, is not in {folder}; "
-            "mine the examples on this collection."
+            "use examples mined on this collection."
         )
     return contents
 

@@ -15,7 +15,7 @@ import pytest
 
 from drama_models import Encoder
 from drama_models.bulk import encode_shards, read_manifest, read_shards
-from drama_models.errors import CollectionError
+from drama_models.errors import CollectionError, TextsCutWarning
 from drama_models.folders import sha256_of_folder
 from tests.conftest import TEXTS
 
@@ -50,6 +50,13 @@ def test_a_second_run_encodes_only_what_is_missing_or_changed(encoder: Encoder, 
     changed = [(key, "other text" if key == "d3" else text) for key, text in DOCUMENTS]
     encode_shards(counted, changed, tmp_path, shard_documents=25)
     assert encoded == [25, 25]
+
+
+def test_cut_texts_are_counted_once_for_all_shards(release_folder: Path, tmp_path: Path) -> None:
+    documents = [(str(number), "word " * 300) for number in range(5)]
+    with pytest.warns(TextsCutWarning, match="5 texts were longer") as caught:
+        encode_shards(Encoder.from_pretrained(release_folder), documents, tmp_path / "vectors", shard_documents=2)
+    assert len(caught) == 1
 
 
 class CountingEncoder(Encoder):

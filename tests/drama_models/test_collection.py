@@ -67,8 +67,8 @@ def test_a_faulty_corpus_line_is_named(folder: Path, line: str, message: str) ->
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("q9\t1\t1", r"test\.tsv, line 4: query 'q9' is not in queries\.jsonl"),
-        ("q1\tnone\t1", r"test\.tsv, line 4: document 'none' is not in corpus\.jsonl"),
+        ("q9\t1\t1", r"test\.tsv, line 4: query 'q9' must be in queries\.jsonl"),
+        ("q1\tnone\t1", r"test\.tsv, line 4: document 'none' must be in corpus\.jsonl"),
         ("q1\t1", r"line 4: expected query id, document id and a whole-number grade"),
         ("q1\t1\thigh", r"line 4: expected query id"),
     ],

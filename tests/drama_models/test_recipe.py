@@ -65,7 +65,7 @@ def test_without_a_file() -> None:
     ("text", "message"),
     [
         ("out: made\nstesp: 3\n", r"recipe\.yaml, line 2: Settings has no field 'stesp'; did you mean 'steps'\?"),
-        ("out: made\ninner:\n  hight: 1\n", r"line 3: Settings has no field 'inner\.hight'; it has: width"),
+        ("out: made\ninner:\n  hight: 1\n", r"line 3: Settings has no field 'inner\.hight'; choose one of width"),
         ("out: made\n\nsteps: many\n", r"recipe\.yaml, line 3: .*steps"),
         ("out: made\nsteps: 0\n", r"line 2: steps=0 must be at least 1"),
         ("steps: 3\n", r"required: out"),

@@ -116,7 +116,7 @@ def test_domains_are_drawn_by_proportion(corpus_folder: Path) -> None:
     natural = normalised_proportions(corpus, {})
     tokens = {name: splits["train"].tokens for name, splits in corpus.domains.items()}
     assert natural == pytest.approx({name: count / sum(tokens.values()) for name, count in tokens.items()})
-    with pytest.raises(CorpusError, match=r"No domain 'code' .* it has: long, short"):
+    with pytest.raises(CorpusError, match=r"No domain 'code' .* choose from: long, short"):
         normalised_proportions(corpus, {"code": 1.0})
     with pytest.raises(CorpusError, match="must be positive"):
         normalised_proportions(corpus, {"long": 0.0})

@@ -79,7 +79,7 @@ def test_masks_that_do_not_fit_are_refused(llama_folder: Path, tmp_path: Path) -
         slice_folder(llama_folder, values | {"hidden": torch.ones(40)}, tmp_path / "out", {})
     uneven = values["intermediate"].clone()
     uneven[values["layer"].nonzero()[0], values["intermediate"].argmax(dim=1)[values["layer"].nonzero()[0]]] = 0
-    with pytest.raises(ShapeError, match="every layer needs the same numbers"):
+    with pytest.raises(ShapeError, match="every layer must have the same numbers"):
         slice_folder(llama_folder, values | {"intermediate": uneven}, tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
 

@@ -48,7 +48,7 @@ def test_a_broken_example_is_named(tmp_path: Path, line: str, message: str) -> N
 
 
 def test_windows_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="do not fit into k=10; raise k"):
+    with pytest.raises(ValueError, match="do not fit into k=10; set a larger k"):
         RankWindows(k=10, positives=5, negatives=6)
     assert label_pools(["a", "b", "c", "d"], RankWindows(k=4, positives=1, negatives=2)) == (["a"], ["c", "d"])
     assert label_pools(["a"], RankWindows(k=4, positives=1, negatives=2)) == (["a"], [])

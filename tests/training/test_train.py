@@ -121,7 +121,7 @@ def test_examples_that_do_not_fit_are_refused(
     def recipe(path: Path, **changes: object) -> TrainRecipe:
         return train_recipe(llama_folder, collection_folder, path, tmp_path / "made", **changes)
 
-    with pytest.raises(CollectionError, match=r"fewer than a batch of 500; lower batch_size"):
+    with pytest.raises(CollectionError, match=r"fewer than a batch of 500; set a lower batch_size"):
         train(recipe(examples_file, batch_size=500))
     stray = [
         TrainingExample(query_id=f"t{number}", query="x", positive_ids=[f"d{number}"], negative_ids=["unknown"])

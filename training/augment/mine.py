@@ -44,7 +44,7 @@ def mine_negatives(
         ValueError: the ranks do not form a window.
     """
     if not 1 <= first_rank <= last_rank:
-        raise ValueError(f"Ranks {first_rank} to {last_rank} are no window; give 1 <= first_rank <= last_rank.")
+        raise ValueError(f"Ranks {first_rank} to {last_rank} are no window; set 1 <= first_rank <= last_rank.")
     for example in tqdm(examples, desc="mine", unit=" queries", disable=None if show_progress else True):
         (hits,) = teacher.search([example.query], last_rank + len(example.positive_ids))
         others = [document for document, _ in hits if document not in example.positive_ids]

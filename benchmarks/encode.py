@@ -1,0 +1,196 @@
+"""Our Encoder beside sentence-transformers' `encode`, on the drama-base shape with random weights.
+
+    python -m benchmarks.encode [--texts 128] [--rounds 3] [--out benchmarks/results/encode.json]
+
+Each system holds the same model in a process of its own, so that its peak memory is its own. They encode the same
+texts in turn, round by round, so that whatever else the machine does falls on all of them; a ratio is taken within a
+round and its median over rounds is reported. Texts are docstrings of Python's standard library. Tokenisation counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.machine import machine_record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+    from numpy.typing import NDArray
+
+SOURCE = Path(__file__).parents[1] / "demo" / "source"  # its tokenizer
+SHAPE: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+}
+SHAPE |= {"head_dim": 64, "intermediate_size": 3072, "vocab_size": 128_256}
+MAX_LENGTH = 512
+SYSTEMS = ("sentence-transformers", "Encoder torch", "Encoder onnx")
+BASELINE = SYSTEMS[0]
+
+
+def write_model(folder: Path) -> None:
+    """A release-like folder in the drama-base shape: random weights, bidirectional, mean pooling, ONNX graph."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaModel
+
+    from drama_models.profile import Profile
+    from export.client_files import sentence_transformers_files
+    from export.to_onnx import write_onnx
+    from training.start import write_start_folder
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(SOURCE)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    LlamaModel(LlamaConfig(**SHAPE, **ends, pad_token_id=tokenizer.pad_token_id)).save_pretrained(folder / "llama")
+    tokenizer.save_pretrained(folder / "llama")
+    model = folder / "model"
+    write_start_folder(folder / "llama", model, bidirectional=True)
+    profile = Profile(
+        hidden_size=SHAPE["hidden_size"],
+        bidirectional=True,
+        pooling="mean",
+        query_prompt="Query: ",
+        document_prompt="",
+        set_ends=False,
+        max_length=MAX_LENGTH,
+        normalise=True,
+        dims=(),
+    )
+    for name, content in sentence_transformers_files(profile).items():
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text(json.dumps(content), encoding="utf-8")
+    write_onnx(model)
+
+
+def sample_texts(count: int) -> list[str]:
+    """Docstrings of the standard library, drawn with a fixed seed."""
+    from demo.environment import STANDARD_LIBRARY, installed_packages
+    from demo.public_names import public_entries, read_package
+
+    library = next(package for package in installed_packages() if package.name == STANDARD_LIBRARY)
+    entries = public_entries(read_package(library.root / "email", "email"))
+    for name in ("asyncio", "json", "logging", "unittest", "xml", "importlib", "concurrent", "http", "urllib"):
+        entries += public_entries(read_package(library.root / name, name))
+    texts = [entry.docstring for entry in entries]
+    chosen = np.random.default_rng(0).choice(len(texts), count, replace=count > len(texts))
+    return [texts[number] for number in chosen]
+
+
+def hold_system(system: str, folder: Path, texts: list[str], orders: Connection) -> None:
+    """Process of one system: encode at every order, answer seconds and vectors; at the end, peak memory."""
+    encode: Callable[[list[str]], NDArray[np.float32]]
+    if system == "sentence-transformers":
+        from sentence_transformers import SentenceTransformer
+
+        encode = SentenceTransformer(str(folder), device="cpu").encode
+    else:
+        from drama_models import Encoder
+
+        encode = Encoder.from_pretrained(
+            folder, runtime="onnx" if system.endswith("onnx") else "torch"
+        ).encode_documents
+    encode(texts[:8])  # first calls allocate and choose kernels
+    orders.send("ready")
+    while orders.recv() == "encode":
+        began_s = time.perf_counter()
+        vectors = encode(texts)
+        orders.send((time.perf_counter() - began_s, vectors))
+    orders.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # kibibytes on Linux
+
+
+def compare(count: int, rounds: int) -> dict[str, Any]:
+    """Run all systems in turn.
+
+    Returns:
+        Settings, machine, and for each system texts/s, real tokens/s, peak memory in MiB, smallest cosine to
+        sentence-transformers' vectors, and the ratio of its speed to theirs (median over rounds of one run).
+    """
+    from tokenizers import Tokenizer
+
+    texts = sample_texts(count)
+    with tempfile.TemporaryDirectory() as work:
+        write_model(Path(work))
+        folder = Path(work) / "model"
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.enable_truncation(MAX_LENGTH)
+        tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))
+        seconds, vectors, memory = _rounds(folder, texts, rounds)
+    systems = {}
+    for system in SYSTEMS:
+        ratios = [theirs / own for theirs, own in zip(seconds[BASELINE], seconds[system], strict=True)]
+        systems[system] = {
+            "seconds": [round(value, 3) for value in seconds[system]],
+            "texts_per_second": round(count / statistics.median(seconds[system]), 2),
+            "tokens_per_second": round(tokens / statistics.median(seconds[system])),
+            "ratio": round(statistics.median(ratios), 3),
+            "peak_mib": round(memory[system]),
+            "smallest_cosine": float((vectors[system] * vectors[BASELINE]).sum(axis=1).min()),
+        }
+    settings = {"texts": count, "tokens": tokens, "rounds": rounds, "max_length": MAX_LENGTH}
+    return {"benchmark": "encode", "settings": settings | SHAPE, "machine": machine_record(), "systems": systems}
+
+
+def _rounds(
+    folder: Path, texts: list[str], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, NDArray[np.float32]], dict[str, float]]:
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for system in SYSTEMS:
+        pipes[system], theirs = context.Pipe()
+        process = context.Process(target=hold_system, args=(system, folder, texts, theirs), daemon=True)
+        process.start()
+        theirs.close()  # so that a system that dies ends the wait below
+        processes.append(process)
+        pipes[system].recv()
+    seconds: dict[str, list[float]] = {system: [] for system in SYSTEMS}
+    vectors = {}
+    for number in range(rounds):
+        for system in SYSTEMS if number % 2 == 0 else reversed(SYSTEMS):
+            pipes[system].send("encode")
+            taken, vectors[system] = pipes[system].recv()
+            seconds[system].append(taken)
+            print(f"round {number + 1}/{rounds} | {system} | {taken:.2f} s", file=sys.stderr, flush=True)  # noqa: T201
+    memory = {}
+    for system in SYSTEMS:
+        pipes[system].send("stop")
+        memory[system] = pipes[system].recv()
+    for process in processes:
+        process.join()
+    return seconds, vectors, memory
+
+
+def main() -> None:
+    """Compare, print a table, write the results file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--texts", type=int, default=128, help="documents in a round; default: 128")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each system encodes them; default: 3")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/encode.json"), help="results file")
+    options = parser.parse_args()
+    result = compare(options.texts, options.rounds)
+    result["command"] = f"python -m benchmarks.encode --texts {options.texts} --rounds {options.rounds}"
+    print(f"{'':24}{'texts/s':>9}{'tokens/s':>10}{'ratio':>7}{'peak MiB':>10}  smallest cosine")  # noqa: T201
+    for system, row in result["systems"].items():
+        speed = f"{row['texts_per_second']:9.2f}{row['tokens_per_second']:10,}{row['ratio']:7.2f}"
+        print(f"{system:24}{speed}{row['peak_mib']:10,}  {row['smallest_cosine']:.6f}")  # noqa: T201
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(f"made {options.out}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

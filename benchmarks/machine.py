@@ -1,0 +1,37 @@
+"""What a measurement was made on: processor, cores, versions, commit. Part of every results file."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from drama_models.provenance import installed_versions
+
+
+def machine_record() -> dict[str, Any]:
+    """Processor, cores this process may use, operating system, versions, commit and month."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": platform.system(),
+        "versions": installed_versions(),
+        "commit": _commit(),
+        "month": datetime.now(UTC).strftime("%Y-%m"),
+    }
+
+
+def _processor() -> str:
+    """Model name and the instruction sets that decide the speed of matrix products."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    fast = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if flag in fields["flags"]]
+    return f"{fields['model name']} ({' '.join(fast)})"
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)  # noqa: S607
+    return found.stdout.strip()

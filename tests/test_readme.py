@@ -1,0 +1,82 @@
+"""The README: its example runs, its commands exist, its figures are those of the results files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from drama_models.cli import main as drama
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [text for name, text in BLOCKS if name == language]
+
+
+@pytest.fixture
+def made_demo(release_folder: Path, collection_folder: Path, tmp_path: Path) -> Path:
+    """A folder in which `make demo` might have run, with a small release and a small index."""
+    shutil.copytree(release_folder, tmp_path / "demo/out/release")
+    words = ["index", str(collection_folder), str(tmp_path / "demo/out/index")]
+    assert drama([*words, "--model", str(tmp_path / "demo/out/release")]) == 0
+    return tmp_path
+
+
+def test_python_example_runs_and_prints_as_many_lines_as_shown(made_demo: Path) -> None:
+    (example,) = blocks("python")
+    assert len(example.strip().splitlines()) <= 12
+    command = [sys.executable, "-c", example.replace("dim=64", "dim=16")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=made_demo)
+    assert result.returncode == 0, result.stderr
+    shown = blocks("text")[0].splitlines()
+    assert len(result.stdout.splitlines()) == len(shown)
+    assert result.stdout.splitlines()[-1].endswith("float32")
+
+
+def test_commands_exist() -> None:
+    shell = "\n".join(blocks("sh"))
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"\bmake (\w+)", shell)) <= targets
+    modules = set(re.findall(r"python -m ([\w.]+)", README))
+    assert {"pruning", "training", "export", "benchmarks.encode"} <= modules
+    assert all(find_spec(module) for module in modules)
+
+
+@pytest.mark.parametrize(
+    "words", [line.split()[1:] for line in "\n".join(blocks("sh")).splitlines() if "drama " in line]
+)
+def test_drama_commands_parse(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        drama([words[0], "--help"])
+    assert end.value.code == 0
+    assert words[0] in capsys.readouterr().out
+
+
+def test_links_and_pictures_are_there() -> None:
+    linked = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
+    assert linked
+    assert all((ROOT / link).exists() for link in linked), linked
+
+
+def test_speed_figures_are_those_of_the_results_file() -> None:
+    result = json.loads((ROOT / "benchmarks/results/encode.json").read_text(encoding="utf-8"))
+    for system, row in result["systems"].items():
+        (line,) = (line for line in README.splitlines() if line.startswith(f"| {system} |"))
+        cells = [cell.strip() for cell in line.split("|")[2:-1]]
+        assert cells[:3] == [f"{row['texts_per_second']:.2f}", f"{row['tokens_per_second']:,}", f"{row['ratio']:.2f}"]
+
+
+def test_demo_figures_are_those_of_the_results_file() -> None:
+    metrics = json.loads((ROOT / "benchmarks/results/demo.json").read_text(encoding="utf-8"))["metrics"]
+    for name in ("bm25", "untrained", "random_start", "pruned_start"):
+        assert f"{metrics[name]['ndcg@10']:.3f} | {metrics[name]['recall@100']:.3f}" in README, name
