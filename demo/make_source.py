@@ -19,13 +19,16 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from demo.environment import installed_packages
 from demo.source_baselines import baseline_bits_per_byte
+from demo.source_card import write_source_card
 from demo.source_text import write_source_text
+from drama_models.errors import ModelFolderError
 from drama_models.folders import atomic_folder
 from drama_models.progress import hide_loading_bars
-from drama_models.provenance import write_provenance
+from drama_models.provenance import read_provenance, write_provenance
 from drama_models.recipe import parse_recipe
-from pruning.corpus import read_documents, tokenise
+from pruning.corpus import Corpus, read_documents, tokenise
 from pruning.recover import RecoverRecipe, recover
 
 HERE = Path(__file__).parent
@@ -87,16 +90,24 @@ def write_random_start(text: Path, out: Path, seed: int) -> None:
 
 
 def make_source(recipe: RecoverRecipe, text: Path) -> None:
-    """Text, tokenizer, random start, corpus, training; each step is skipped where its folder is there already."""
+    """Text, tokenizer, random start, corpus, training (each skipped where its folder is there), and the card."""
     if not text.is_dir():
         print("bytes of text by domain:", write_source_text(text))  # noqa: T201
     if not recipe.model.is_dir():
         write_random_start(text, recipe.model, recipe.seed)
     if not recipe.corpus.is_dir():
         tokenise(text, recipe.model, recipe.corpus)
-    record = recover(recipe)
-    record["figures"]["baselines_bits_per_byte"] = baseline_bits_per_byte(text, recipe.corpus, VOCABULARY)
+    record = read_provenance(recipe.out) if recipe.out.is_dir() else recover(recipe)
+    if record is None:
+        raise ModelFolderError(f"{recipe.out} has no provenance.json; remove the folder and run this again.")
+    domains = Corpus.open(recipe.corpus).domains
+    record["figures"] |= {
+        "packages": {package.name: package.version for package in installed_packages()},
+        "text_bytes": {domain: splits["train"].text_bytes for domain, splits in domains.items()},
+        "baselines_bits_per_byte": baseline_bits_per_byte(text, recipe.corpus, VOCABULARY),
+    }
     (recipe.out / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_source_card(recipe.out)
     print(f"made {recipe.out}; next: make demo")  # noqa: T201
 
 

@@ -11,8 +11,9 @@ from drama_models.model_folder import read_json, tensor_shapes, weight_files
 from drama_models.provenance import chain
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from drama_models.profile import Profile
-    from export.release import ReleaseRecipe
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
@@ -22,20 +23,24 @@ LIMITS = (
 )
 
 
-def write_card(path: Path, record: dict[str, Any], profile: Profile, recipe: ReleaseRecipe) -> None:
+def write_card(
+    path: Path, record: dict[str, Any], profile: Profile, *, name: str, license_id: str, languages: Sequence[str]
+) -> None:
     """Write the README.md of a release.
 
     Args:
         path: file to write, inside the release folder.
         record: the release's provenance, its ancestors included.
         profile: how the release encodes.
-        recipe: name, licence and languages.
+        name: of the model, as its users will load it.
+        license_id: SPDX identifier, or "other".
+        languages: two-letter codes.
     """
     stages = chain(record)
     sizes = _parameter_counts(path.parent)
     data = ModelCardData(
-        license=recipe.license,
-        language=list(recipe.languages) or None,
+        license=license_id,
+        language=list(languages) or None,
         library_name="sentence-transformers",
         pipeline_tag="feature-extraction",
         tags=["drama-models", "sentence-transformers", "sentence-similarity", "matryoshka", "onnx"],
@@ -43,7 +48,7 @@ def write_card(path: Path, record: dict[str, Any], profile: Profile, recipe: Rel
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        name=recipe.name or recipe.out.name,
+        name=name,
         parameters=f"{sizes['all']:,}",
         non_embedding=f"{sizes['non_embedding']:,}",
         hidden_size=profile.hidden_size,

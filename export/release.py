@@ -76,7 +76,14 @@ def release(recipe: ReleaseRecipe) -> list[Parity]:
             figures=figures,
             parent=recipe.retriever,
         )
-        write_card(partial / CARD_FILE, record, profile, recipe)
+        write_card(
+            partial / CARD_FILE,
+            record,
+            profile,
+            name=recipe.name or recipe.out.name,
+            license_id=recipe.license,
+            languages=recipe.languages,
+        )
     return parity
 
 

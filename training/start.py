@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -19,9 +19,6 @@ from tokenizers.processors import TemplateProcessing
 
 from drama_models.errors import ModelFolderError
 from drama_models.model_folder import check_llama_weights, read_json, weight_files
-
-if TYPE_CHECKING:
-    from training.train import TrainRecipe
 
 PROMPTS = {"query": "Query: ", "document": ""}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -69,10 +66,19 @@ def set_tokenizer_ends(folder: Path) -> None:
     tokenizer.save(str(path))
 
 
-def load_start(recipe: TrainRecipe, folder: Path) -> SentenceTransformer:
-    """The encoder of a start folder as sentence-transformers modules: transformer, pooling, normalisation."""
+def load_start(
+    folder: Path, *, max_length: int, pooling: Literal["mean", "last"], device: str | None
+) -> SentenceTransformer:
+    """The encoder of a start folder as sentence-transformers modules: transformer, pooling, normalisation.
+
+    Args:
+        folder: made by `write_start_folder`.
+        max_length: tokens kept of each text, BOS and EOS included.
+        pooling: of the last hidden states.
+        device: such as "cuda"; the best there is by default.
+    """
     # float32 weights whatever the backbone was stored in: optimiser steps vanish in bfloat16, autocast does the rest
     settings = {"model_kwargs": {"dtype": torch.float32}}
-    transformer = Transformer(str(folder), max_seq_length=recipe.max_length, **settings)
-    pooling = Pooling(transformer.get_embedding_dimension(), "mean" if recipe.pooling == "mean" else "lasttoken")
-    return SentenceTransformer(modules=[transformer, pooling, Normalize()], prompts=PROMPTS, device=recipe.device)
+    transformer = Transformer(str(folder), max_seq_length=max_length, **settings)
+    pooled = Pooling(transformer.get_embedding_dimension(), "mean" if pooling == "mean" else "lasttoken")
+    return SentenceTransformer(modules=[transformer, pooled, Normalize()], prompts=PROMPTS, device=device)

@@ -120,7 +120,7 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
         shutil.rmtree(work, ignore_errors=True)
         write_start_folder(recipe.backbone, work / "start", bidirectional=recipe.bidirectional)
     torch.manual_seed(recipe.seed)
-    model = load_start(recipe, work / "start")
+    model = load_start(work / "start", max_length=recipe.max_length, pooling=recipe.pooling, device=recipe.device)
     if max(recipe.dims) > (model.get_embedding_dimension() or 0):
         raise TrainingError(
             f"dims={recipe.dims} go beyond the backbone's {model.get_embedding_dimension()}; use sizes up to that."

@@ -163,6 +163,6 @@ def test_a_backbone_of_another_kind_is_refused(collection_folder: Path, examples
     folder = make_llama(tmp_path / "other")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}), encoding="utf-8")
-    with pytest.raises(ModelFolderError, match="is a bert; give the folder of a Llama"):
+    with pytest.raises(ModelFolderError, match="is a bert; pass the folder of a Llama"):
         train(train_recipe(folder, collection_folder, examples_file, tmp_path / "made"))
     assert read_provenance(folder) is None
