@@ -95,9 +95,13 @@ def installed_versions() -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON values: paths as written with forward slashes, tuples as lists."""
+    """JSON values: tuples as lists; paths with forward slashes, and never the layout of one machine."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value.as_posix() if isinstance(value, Path) else value
+    if not isinstance(value, Path):
+        return value
+    if value.is_absolute():
+        value = value.relative_to(Path.cwd()) if value.is_relative_to(Path.cwd()) else Path(value.name)
+    return value.as_posix()
