@@ -1,14 +1,14 @@
 """Training examples from the documents alone: no question, no label, nothing from the test packages.
 
-Three kinds of query, each against the document it came from with the query's own words taken out (one time in ten they
-stay, so that a plain match still counts): the summary line, a cropped sentence, and the head of a section against that
-section. Hard negatives come from BM25. Documents of the packages that are tested on appear neither as queries nor as
-positives nor as negatives.
+Three kinds of query, each against the document it was cropped from (as DRAMA crops, arXiv 2502.18460): the summary line, a
+sentence, and the head of a section. Hard negatives come from BM25. Documents of the packages that are tested on appear
+neither as queries nor as positives nor as negatives.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +31,6 @@ STANDARD_SECTIONS = {
 }  # fmt: skip
 MIN_WORDS, MAX_WORDS = 4, 30  # of a query
 KEPT_CHARACTERS = 1200  # of a training document: more than any training length reads
-KEEP_QUERY_SHARE = 0.1
 FIRST_RANK, LAST_RANK = 3, 20  # of BM25's list: the very top often answers the query as well
 
 
@@ -53,59 +52,40 @@ def write_training_data(collection: Path, out: Path, *, count: int, seed: int) -
         if package_of(document.id) not in TEST_PACKAGES
     ]
     generator = np.random.default_rng(seed)
-    drawn: list[tuple[str, str, Document]] = []
+    drawn: list[tuple[str, str, str]] = []
     for position in generator.permutation(len(documents)):
         found = list(queries_of(documents[position]))
         if found:
-            kind, query, rest = found[generator.integers(len(found))]
-            text = documents[position].text if generator.random() < KEEP_QUERY_SHARE else rest
-            name = documents[position].id
-            drawn.append((kind, query, Document(f"{name}#{kind}", documents[position].title, text)))
+            drawn.append((documents[position].id, *found[generator.integers(len(found))]))
         if len(drawn) == count:
             break
-    rows = [*documents, *(document for _, _, document in drawn)]
-    Collection.write(out / "collection", ({"_id": row.id, "title": row.title, "text": row.text} for row in rows))
+    Collection.write(out / "collection", ({"_id": row.id, "title": row.title, "text": row.text} for row in documents))
     examples = (
-        TrainingExample(
-            query_id=document.id,
-            query=query,
-            # the whole document is a positive too, so that it is never taken for a hard negative
-            positive_ids=[document.id, document.id.partition("#")[0]],
-            source="crop",
-            task=kind,
-        )
-        for kind, query, document in drawn
+        TrainingExample(query_id=f"{name}#{kind}", query=query, positive_ids=[name], source="crop", task=kind)
+        for name, kind, query in drawn
     )
     teacher = BM25((row.id, row.content) for row in documents)
     mined = mine_negatives(examples, teacher, name="bm25", first_rank=FIRST_RANK, last_rank=LAST_RANK)
-    written = write_examples(out / "examples.jsonl", map(_only_rest, mined))
-    kinds = [kind for kind, _, _ in drawn]
-    return {"examples": written, "documents": len(rows)} | {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+    written = write_examples(out / "examples.jsonl", mined)
+    kinds = Counter(kind for _, kind, _ in drawn)
+    return {"examples": written, "documents": len(documents)} | dict(sorted(kinds.items()))
 
 
-def queries_of(document: Document) -> Iterator[tuple[str, str, str]]:
-    """Kind, query, and what is left of the text, for every query that a document gives."""
+def queries_of(document: Document) -> Iterator[tuple[str, str]]:
+    """Kind and text of every query that a document gives."""
     summary, _, body = document.text.strip().partition("\n\n")
     summary = " ".join(summary.split())
     if _fits(summary) and len(body.split()) >= MIN_WORDS:
-        yield "summary", summary.rstrip("."), body
+        yield "summary", summary.rstrip(".")
     prose = body.partition("\nParameters\n")[0]
     for sentence in SENTENCE_END.split(" ".join(prose.split())):
         if _fits(sentence) and ">>>" not in sentence:
-            words = r"\s+".join(map(re.escape, sentence.split()))
-            yield "sentence", sentence, re.sub(words, " ", document.text, count=1)
-    sections = list(SECTION.finditer(document.text))
-    ends = [section.start() for section in sections[1:]] + [len(document.text)]
-    for section, end in zip(sections, ends, strict=False):  # without sections there is still one end
-        head, content = section["head"].strip(), document.text[section.end() : end]
-        if head.lower() not in STANDARD_SECTIONS and len(head.split()) >= 2 and len(content.split()) >= 2 * MIN_WORDS:
-            yield "section", head, content
+            yield "sentence", sentence
+    for section in SECTION.finditer(document.text):
+        head = section["head"].strip()
+        if head.lower() not in STANDARD_SECTIONS and len(head.split()) >= 2:
+            yield "section", head
 
 
 def _fits(query: str) -> bool:
     return MIN_WORDS <= len(query.split()) <= MAX_WORDS
-
-
-def _only_rest(example: TrainingExample) -> TrainingExample:
-    """Keep the text without the query as the one positive to train on."""
-    return TrainingExample(**{**vars(example), "positive_ids": example.positive_ids[:1]})
