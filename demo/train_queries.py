@@ -1,8 +1,8 @@
 """Training examples from the documents alone: no question, no label, nothing from the test packages.
 
-Three kinds of query, each against the document it was cropped from (as DRAMA crops, arXiv 2502.18460): the summary line, a
-sentence, and the head of a section. Hard negatives come from BM25. Documents of the packages that are tested on appear
-neither as queries nor as positives nor as negatives.
+Three kinds of query, each against the document it was cropped from (as DRAMA crops sentences, arXiv 2502.18460): the
+summary line, a sentence, and the head of a section. Hard negatives come from BM25. Documents of the packages that are
+tested on appear neither as queries nor as positives nor as negatives.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STANDARD_SECTIONS = {
     "see also", "note", "notes", "references", "example", "examples", "attributes", "methods", "explanation",
 }  # fmt: skip
 MIN_WORDS, MAX_WORDS = 4, 30  # of a query
-KEPT_CHARACTERS = 1200  # of a training document: more than any training length reads
+KEPT_CHARACTERS = 800  # of a training document: more than any training length reads
 FIRST_RANK, LAST_RANK = 3, 20  # of BM25's list: the very top often answers the query as well
 
 

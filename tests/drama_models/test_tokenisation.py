@@ -1,0 +1,77 @@
+"""Reading only the start of a long text gives the ids of a stock tokenizer that reads it whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from drama_models.profile import Profile
+from drama_models.tokenisation import TextTokenizer
+
+SOURCE = Path(__file__).parents[2] / "demo" / "source" / "tokenizer.json"  # the split pattern of Llama 3
+PROFILE = Profile(
+    hidden_size=8,
+    bidirectional=True,
+    pooling="mean",
+    query_prompt="Query: ",
+    document_prompt="",
+    set_ends=False,
+    max_length=64,
+    normalise=True,
+    dims=(),
+)
+PIECES = ["join two tables", "\n\n", "    ", "a" * 90, "12345678901234567890", "-" * 60, "=== ", "naïve café", " don't"]
+PIECES += [
+    "किताब पढ़ना",
+    "图书馆里的书",
+    "ภาษาไทยไม่เว้นวรรค",
+    "كتاب مفتوح",
+    "e\u0301\u0301",
+    "👩‍👩‍👧",
+    "\u3000",
+    "\t",
+    "<|end_of_text|>",
+    ". ",
+]
+TEXT = st.lists(st.sampled_from(PIECES) | st.text(max_size=12), max_size=80).map("".join)
+
+
+def trained(pre_tokenizer: pre_tokenizers.PreTokenizer | None) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.train_from_iterator(PIECES * 3, trainers.BpeTrainer(show_progress=False))
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=["llama 3", "metaspace", "whitespace", "none"])
+def tokenizer_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    if request.param == "llama 3":
+        shutil.copy(SOURCE, folder)
+        return folder
+    splitters = {"metaspace": pre_tokenizers.Metaspace(), "whitespace": pre_tokenizers.Whitespace(), "none": None}
+    trained(splitters[request.param]).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(TEXT, max_size=4), max_length=st.sampled_from([4, 16, 64]), prompt=st.sampled_from(["", "Query: "])
+)
+def test_ids_are_those_of_the_whole_text(
+    tokenizer_folder: Path, texts: list[str], max_length: int, prompt: str
+) -> None:
+    whole = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    expected = [whole.encode(prompt + text).ids for text in texts]
+    rows, cut = TextTokenizer(tokenizer_folder, PROFILE, max_length).encode(texts, prompt)
+    assert [row.tolist() for row in rows] == [ids[:max_length] for ids in expected]
+    assert cut == sum(len(ids) > max_length for ids in expected)
+    assert all(row.dtype == np.int64 for row in rows)
