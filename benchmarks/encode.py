@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -110,7 +109,14 @@ def hold_system(system: str, folder: Path, texts: list[str], orders: Connection)
         began_s = time.perf_counter()
         vectors = encode(texts)
         orders.send((time.perf_counter() - began_s, vectors))
-    orders.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # kibibytes on Linux
+    orders.send(peak_mib())
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far; `ru_maxrss` would count what its parent held when it started."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
 
 
 def compare(count: int, rounds: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from drama_models.provenance import installed_versions
 
 OUT = Path(__file__).parent / "out"
 STATE, METRICS = "state.json", "metrics.json"
-QUESTION = "split a string at every comma"
+QUESTION = "compute the inverse of a matrix"
 
 
 def main() -> int:

@@ -65,6 +65,15 @@ def test_the_verdict_says_plainly_who_won() -> None:
         assert "did NOT beat" in verdict(metrics_with(0.2, random))
 
 
+@pytest.mark.parametrize(
+    ("bm25", "said"), [(0.3, "BM25 finds more still: 0.300."), (0.1, "BM25 finds no more: 0.100.")]
+)
+def test_the_verdict_names_bm25(bm25: float, said: str) -> None:
+    metrics = metrics_with(0.2, 0.1)
+    metrics["bm25"]["recall@100"] = bm25
+    assert verdict(metrics).endswith(said)
+
+
 def test_the_table_shows_every_system_with_its_interval() -> None:
     rows = table_rows(metrics_with(0.2, 0.1))
     assert rows[0][0] == "BM25"
