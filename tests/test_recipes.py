@@ -45,7 +45,9 @@ def test_the_chain_fits_together() -> None:
     train = load_recipe(TrainRecipe, RECIPES / "train.yaml")
     assert train.dims[0] == backbone.hidden_size
     assert list(train.dims) == sorted(train.dims, reverse=True)
-    assert load_recipe(ReleaseRecipe, RECIPES / "release.yaml").max_length >= train.max_length
+    release_length = load_recipe(ReleaseRecipe, RECIPES / "release.yaml").max_length
+    assert release_length is not None
+    assert release_length >= train.max_length
     assert 0.4 < parameters(backbone) / parameters(source) < 0.6  # "about half"
 
 
