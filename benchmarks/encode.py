@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
-import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.interleaved import interleave
 from benchmarks.machine import machine_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from multiprocessing.connection import Connection
 
     from numpy.typing import NDArray
 
@@ -90,8 +88,8 @@ def sample_texts(count: int) -> list[str]:
     return [texts[number] for number in chosen]
 
 
-def hold_system(system: str, folder: Path, texts: list[str], orders: Connection) -> None:
-    """Process of one system: encode at every order, answer seconds and vectors; at the end, peak memory."""
+def set_up(system: str, folder: Path, texts: list[str]) -> Callable[[], NDArray[np.float32]]:
+    """Load the model in one system; calling what is returned encodes all texts."""
     encode: Callable[[list[str]], NDArray[np.float32]]
     if system == "sentence-transformers":
         from sentence_transformers import SentenceTransformer
@@ -104,19 +102,7 @@ def hold_system(system: str, folder: Path, texts: list[str], orders: Connection)
             folder, runtime="onnx" if system.endswith("onnx") else "torch"
         ).encode_documents
     encode(texts[:8])  # first calls allocate and choose kernels
-    orders.send("ready")
-    while orders.recv() == "encode":
-        began_s = time.perf_counter()
-        vectors = encode(texts)
-        orders.send((time.perf_counter() - began_s, vectors))
-    orders.send(peak_mib())
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far; `ru_maxrss` would count what its parent held when it started."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
+    return partial(encode, texts)
 
 
 def compare(count: int, rounds: int) -> dict[str, Any]:
@@ -135,49 +121,21 @@ def compare(count: int, rounds: int) -> dict[str, Any]:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.enable_truncation(MAX_LENGTH)
         tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))
-        seconds, vectors, memory = _rounds(folder, texts, rounds)
+        measured = interleave({system: (set_up, (system, folder, texts)) for system in SYSTEMS}, rounds)
     systems = {}
     for system in SYSTEMS:
-        ratios = [theirs / own for theirs, own in zip(seconds[BASELINE], seconds[system], strict=True)]
+        own, theirs = measured[system], measured[BASELINE]
+        ratios = [their_s / own_s for their_s, own_s in zip(theirs.seconds, own.seconds, strict=True)]
         systems[system] = {
-            "seconds": [round(value, 3) for value in seconds[system]],
-            "texts_per_second": round(count / statistics.median(seconds[system]), 2),
-            "tokens_per_second": round(tokens / statistics.median(seconds[system])),
+            "seconds": [round(value, 3) for value in own.seconds],
+            "texts_per_second": round(count / statistics.median(own.seconds), 2),
+            "tokens_per_second": round(tokens / statistics.median(own.seconds)),
             "ratio": round(statistics.median(ratios), 3),
-            "peak_mib": round(memory[system]),
-            "smallest_cosine": float((vectors[system] * vectors[BASELINE]).sum(axis=1).min()),
+            "peak_mib": round(own.peak_mib),
+            "smallest_cosine": float((own.result * theirs.result).sum(axis=1).min()),
         }
     settings = {"texts": count, "tokens": tokens, "rounds": rounds, "max_length": MAX_LENGTH}
     return {"benchmark": "encode", "settings": settings | SHAPE, "machine": machine_record(), "systems": systems}
-
-
-def _rounds(
-    folder: Path, texts: list[str], rounds: int
-) -> tuple[dict[str, list[float]], dict[str, NDArray[np.float32]], dict[str, float]]:
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for system in SYSTEMS:
-        pipes[system], theirs = context.Pipe()
-        process = context.Process(target=hold_system, args=(system, folder, texts, theirs), daemon=True)
-        process.start()
-        theirs.close()  # so that a system that dies ends the wait below
-        processes.append(process)
-        pipes[system].recv()
-    seconds: dict[str, list[float]] = {system: [] for system in SYSTEMS}
-    vectors = {}
-    for number in range(rounds):
-        for system in SYSTEMS if number % 2 == 0 else reversed(SYSTEMS):
-            pipes[system].send("encode")
-            taken, vectors[system] = pipes[system].recv()
-            seconds[system].append(taken)
-            print(f"round {number + 1}/{rounds} | {system} | {taken:.2f} s", file=sys.stderr, flush=True)  # noqa: T201
-    memory = {}
-    for system in SYSTEMS:
-        pipes[system].send("stop")
-        memory[system] = pipes[system].recv()
-    for process in processes:
-        process.join()
-    return seconds, vectors, memory
 
 
 def main() -> None:

@@ -94,11 +94,33 @@ def _expand_kv_heads(arguments: list[str]) -> str:
     return f"{heads}; next: python -m pruning learn-masks --model {recipe.out} ..."
 
 
+def _reference_loss(arguments: list[str]) -> str:
+    from pruning.reference_loss import ReferenceLossRecipe, reference_losses
+
+    recipe = parse_recipe(ReferenceLossRecipe, arguments, command="python -m pruning reference-loss")
+    losses = ", ".join(f"{domain} {loss:.3f}" for domain, loss in reference_losses(recipe).items())
+    return (
+        f"made {recipe.out} ({losses}); next: python -m pruning recover ... "
+        f"--update_proportions doremi --reference_losses {recipe.out}"
+    )
+
+
+def _plan(arguments: list[str]) -> str:
+    from pruning.plan import PlanRecipe, plan
+
+    recipe = parse_recipe(PlanRecipe, arguments, command="python -m pruning plan")
+    made = plan(recipe)
+    first = "expand-kv-heads" if made.expanded else "learn-masks"
+    return "\n".join([*made.lines(), f"next: python -m pruning {first} --model {recipe.model} ..."])
+
+
 COMMANDS = {
+    "plan": (_plan, "shapes, parameters, memory and tokens, before anything runs"),
     "tokenise": (_tokenise, "text domains to a tokenised corpus"),
     "expand-kv-heads": (_expand_kv_heads, "grouped-query to multi-head, same function"),
     "learn-masks": (_learn_masks, "learn which units go"),
     "slice": (_slice, "cut a model to its masks"),
+    "reference-loss": (_reference_loss, "what each domain's loss should come down to"),
     "recover": (_recover, "continued pretraining"),
 }
 

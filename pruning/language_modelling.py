@@ -8,14 +8,13 @@ line.
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -23,12 +22,15 @@ from drama_models.errors import TrainingError
 from drama_models.folders import atomic_file
 from drama_models.hardware import Precision, train_in_bf16
 from drama_models.progress import ProgressLog
-from pruning.mixture import HeldOutSequences
+from pruning.dynamic_loading import DynamicLoading
+from pruning.held_out import held_out_figures
+from pruning.proportions import Update, read_reference_losses
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState
 
     from pruning.corpus import Corpus
+    from pruning.mixture import MixedSequences
 
 COMPLETE = "complete"  # a file of this name says that its checkpoint folder was written to the end
 
@@ -66,7 +68,15 @@ class LanguageModellingRecipe:
     precision: Precision = "auto"
     """fp32, bf16 (autocast), or auto: bf16 where the processor has it."""
     proportions: dict[str, float] = field(default_factory=dict)
-    """Share of each text domain; empty means by size."""
+    """Share of each text domain, at the start; empty means by size."""
+    update_proportions: Update = "constant"
+    """Rule by which shares follow the held-out losses: constant, doremi (dynamic batch loading) or bandit."""
+    update_every: int = 50
+    """Steps between updates of the shares."""
+    reference_losses: Path | None = None
+    """Loss that each domain is expected to reach: JSON by domain, made by `python -m pruning reference-loss`."""
+    clip_differences: bool = False
+    """Whether a domain below its reference counts as at it (the paper's algorithm; the authors' code does not clip)."""
     seed: int = 0
     """Of the order of text and of everything random."""
     log_every: int = 10
@@ -78,9 +88,23 @@ class LanguageModellingRecipe:
     trainer: dict[str, Any] = field(default_factory=dict)
     """More fields of transformers.TrainingArguments, such as report_to, gradient_checkpointing or torch_compile."""
 
+    @property
+    def held_out(self) -> dict[str, int]:
+        """Arguments of `pruning.held_out.held_out_figures`."""
+        return {
+            "length": self.sequence_length,
+            "batch_size": self.batch_size // self.gradient_accumulation,
+            "limit": self.held_out_sequences,
+        }
+
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1.")
+        if self.steps < 1 or self.update_every < 1:
+            raise ValueError(f"steps={self.steps} and update_every={self.update_every} must be at least 1.")
+        if self.update_proportions != "constant" and self.reference_losses is None:
+            raise ValueError(
+                f"update_proportions={self.update_proportions} needs reference_losses; "
+                "make them with `python -m pruning reference-loss`."
+            )
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of "
@@ -91,10 +115,15 @@ class LanguageModellingRecipe:
 class LanguageModelTrainer(Trainer):
     """Trainer that reads sequences in their given order and stops at a loss that is not a finite number."""
 
-    def __init__(self, recipe: LanguageModellingRecipe, model: torch.nn.Module, data: Dataset[Any]) -> None:
+    def __init__(
+        self, recipe: LanguageModellingRecipe, model: torch.nn.Module, data: MixedSequences, corpus: Corpus
+    ) -> None:
         super().__init__(model=model, args=training_arguments(recipe), train_dataset=data)
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+        if recipe.update_proportions != "constant" and recipe.reference_losses is not None:
+            reference = read_reference_losses(recipe.reference_losses, corpus.domains)
+            self.add_callback(DynamicLoading(recipe, data, corpus, reference))
         self.add_callback(_Checkpoints())
         self.add_callback(_Progress(recipe))
 
@@ -153,34 +182,6 @@ def last_complete_checkpoint(out: Path) -> Path | None:
     return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
-@torch.no_grad()
-def held_out_figures(
-    model: torch.nn.Module, corpus: Corpus, recipe: LanguageModellingRecipe
-) -> dict[str, dict[str, float]]:
-    """Loss (nats a token), perplexity and bits per byte on each domain's held-out text.
-
-    Bits per byte are the loss over the ratio of bytes to tokens, so models with different tokenizers can be compared.
-    """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    size = recipe.batch_size // recipe.gradient_accumulation
-    figures = {}
-    for domain, splits in corpus.domains.items():
-        held_out = splits["held_out"]
-        data = HeldOutSequences(corpus, domain, recipe.sequence_length, recipe.held_out_sequences)
-        total = 0.0
-        for start in range(0, len(data), size):
-            rows = [data[index] for index in range(start, min(start + size, len(data)))]
-            batch = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
-            total += model(**batch).loss.item() * len(rows)  # sequences are equally long, so means can be averaged
-        loss = total / len(data)
-        bits = loss / math.log(2) * held_out.tokens / held_out.text_bytes
-        figures[domain] = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
-    model.train(was_training)
-    return figures
-
-
 def figures_before(
     model: torch.nn.Module, corpus: Corpus, recipe: LanguageModellingRecipe
 ) -> dict[str, dict[str, float]]:
@@ -188,7 +189,7 @@ def figures_before(
     path = checkpoint_folder(recipe.out) / "before.json"
     if not path.is_file():
         with atomic_file(path) as partial:
-            partial.write_text(json.dumps(held_out_figures(model, corpus, recipe)), encoding="utf-8")
+            partial.write_text(json.dumps(held_out_figures(model, corpus, **recipe.held_out)), encoding="utf-8")
     figures: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
     return figures
 

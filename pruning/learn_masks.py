@@ -20,12 +20,13 @@ from drama_models.errors import TrainingError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import write_provenance
 from pruning.corpus import Corpus
+from pruning.dynamic_loading import proportion_updates
+from pruning.held_out import held_out_figures
 from pruning.language_modelling import (
     LanguageModellingRecipe,
     LanguageModelTrainer,
     checkpoint_folder,
     figures_before,
-    held_out_figures,
     last_complete_checkpoint,
 )
 from pruning.masked_model import MaskedCausalLM
@@ -64,8 +65,8 @@ class MaskTrainer(LanguageModelTrainer):
 
     model: MaskedCausalLM
 
-    def __init__(self, recipe: LearnMasksRecipe, model: MaskedCausalLM, data: MixedSequences) -> None:
-        super().__init__(recipe, model, data)
+    def __init__(self, recipe: LearnMasksRecipe, model: MaskedCausalLM, data: MixedSequences, corpus: Corpus) -> None:
+        super().__init__(recipe, model, data, corpus)
         self.recipe = recipe
         self.add_callback(_StepCounter(model))
 
@@ -117,10 +118,11 @@ def learn_masks(recipe: LearnMasksRecipe) -> dict[str, Any]:
     data = MixedSequences(
         corpus, recipe.proportions, recipe.sequence_length, recipe.steps * recipe.batch_size, recipe.seed
     )
-    trainer = MaskTrainer(recipe, model, data)
+    trainer = MaskTrainer(recipe, model, data, corpus)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     masks.clamp()
-    figures["held_out_under_masks"] = held_out_figures(model, corpus, recipe)
+    figures["proportion_updates"] = proportion_updates(checkpoint_folder(recipe.out))
+    figures["held_out_under_masks"] = held_out_figures(model, corpus, **recipe.held_out)
     return _write_folder(recipe, model, figures)
 
 

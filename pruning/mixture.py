@@ -1,8 +1,9 @@
 """Which sequence comes next: domains drawn by proportion, sequences of a domain in shuffled order.
 
 Each sequence independently draws its domain, then takes the next unused sequence of that domain's shuffled list
-(Xia et al., 2023, section 2.2; constant proportions). A domain that runs out is shuffled anew and started again.
-The whole order follows from the seed, so a resumed run sees what an uninterrupted one would have seen.
+(Xia et al., 2023, section 2.2). A domain that runs out is shuffled anew and started again. The whole order follows
+from the seed and from when the proportions changed to what, so a resumed run sees what an uninterrupted one would
+have seen.
 """
 
 from __future__ import annotations
@@ -38,16 +39,50 @@ class MixedSequences(Dataset[dict[str, torch.Tensor]]):
     """
 
     def __init__(self, corpus: Corpus, proportions: Mapping[str, float], length: int, count: int, seed: int) -> None:
-        shares = normalised_proportions(corpus, proportions)
+        self.proportions = normalised_proportions(corpus, proportions)
+        self.seed = seed
         generator = np.random.default_rng(seed)
-        self.sources = [corpus.sequences(domain, "train", length) for domain in shares]
-        self.domain_of = generator.choice(len(shares), size=count, p=list(shares.values())).astype(np.int16)
+        self.sources = [corpus.sequences(domain, "train", length) for domain in self.proportions]
+        self.domain_of = self._draw(count, generator)
         self.row_of = np.empty(count, dtype=np.int64)
-        self.epochs: dict[str, float] = {}
-        for number, (domain, source) in enumerate(zip(shares, self.sources, strict=True)):
+        self.orders: list[NDArray[np.int64]] = []  # rows of each domain in the order in which they are used
+        for number, source in enumerate(self.sources):
             drawn = np.flatnonzero(self.domain_of == number)
-            self.row_of[drawn] = _shuffled_rounds(len(source), len(drawn), generator)
-            self.epochs[domain] = len(drawn) / len(source)
+            self.orders.append(_shuffled_rounds(len(source), len(drawn), generator))
+            self.row_of[drawn] = self.orders[number][: len(drawn)]
+
+    def redraw(self, start: int, proportions: Mapping[str, float]) -> None:
+        """Draw all sequences from `start` on anew, by other proportions.
+
+        What was used before stays used: each domain goes on where sequence `start - 1` left it.
+
+        Args:
+            start: first sequence to draw again.
+            proportions: share of each domain, in the corpus' order, sum 1.
+        """
+        self.proportions = dict(proportions)
+        generator = np.random.default_rng([self.seed, start])
+        self.domain_of[start:] = self._draw(len(self) - start, generator)
+        for number, source in enumerate(self.sources):
+            of_domain = np.flatnonzero(self.domain_of == number)
+            missing = len(of_domain) - len(self.orders[number])
+            if missing > 0:
+                more = _shuffled_rounds(len(source), missing, generator)
+                self.orders[number] = np.concatenate([self.orders[number], more])
+            self.row_of[of_domain] = self.orders[number][: len(of_domain)]
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """How often each domain's text is read."""
+        counts = np.bincount(self.domain_of, minlength=len(self.sources))
+        return {
+            domain: int(count) / len(source)
+            for domain, count, source in zip(self.proportions, counts, self.sources, strict=True)
+        }
+
+    def _draw(self, count: int, generator: np.random.Generator) -> NDArray[np.int16]:
+        shares = list(self.proportions.values())
+        return generator.choice(len(shares), size=count, p=shares).astype(np.int16)
 
     def __len__(self) -> int:
         return len(self.row_of)
@@ -86,6 +121,6 @@ def normalised_proportions(corpus: Corpus, proportions: Mapping[str, float]) -> 
 
 
 def _shuffled_rounds(size: int, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """`count` row numbers below `size`: one permutation after the other."""
+    """At least `count` row numbers below `size`: one whole permutation after the other."""
     rounds = -(-count // size)
-    return np.concatenate([generator.permutation(size) for _ in range(rounds)] or [np.empty(0, np.int64)])[:count]
+    return np.concatenate([generator.permutation(size) for _ in range(rounds)] or [np.empty(0, np.int64)])

@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from drama_models.folders import atomic_folder
 from drama_models.provenance import write_provenance
 from pruning.corpus import Corpus
+from pruning.dynamic_loading import proportion_updates
+from pruning.held_out import held_out_figures
 from pruning.language_modelling import (
     LanguageModellingRecipe,
     LanguageModelTrainer,
     checkpoint_folder,
     figures_before,
-    held_out_figures,
     last_complete_checkpoint,
 )
 from pruning.mixture import MixedSequences
@@ -62,7 +63,7 @@ def recover(recipe: RecoverRecipe) -> dict[str, Any]:
     data = MixedSequences(
         corpus, recipe.proportions, recipe.sequence_length, recipe.steps * recipe.batch_size, recipe.seed
     )
-    trainer = LanguageModelTrainer(recipe, model, data)
+    trainer = LanguageModelTrainer(recipe, model, data, corpus)
     checkpoint = last_complete_checkpoint(recipe.out)
     if checkpoint is None:
         shutil.rmtree(checkpoint_folder(recipe.out), ignore_errors=True)
@@ -72,8 +73,9 @@ def recover(recipe: RecoverRecipe) -> dict[str, Any]:
         "steps": recipe.steps,
         "tokens": recipe.steps * recipe.batch_size * recipe.sequence_length,
         "epochs": data.epochs,
+        "proportion_updates": proportion_updates(checkpoint_folder(recipe.out)),
         "held_out_before": before,
-        "held_out": held_out_figures(model, corpus, recipe),
+        "held_out": held_out_figures(model, corpus, **recipe.held_out),
     }
     return _write_folder(recipe, model, figures)
 

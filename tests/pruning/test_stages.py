@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from drama_models.errors import CorpusError, ShapeError, TrainingError
 from drama_models.provenance import chain, read_provenance
 from pruning.corpus import Corpus, tokenise
-from pruning.language_modelling import checkpoint_folder, held_out_figures, last_complete_checkpoint
+from pruning.held_out import held_out_figures
+from pruning.language_modelling import checkpoint_folder, last_complete_checkpoint
 from pruning.learn_masks import LearnMasksRecipe, learn_masks, load_masks
 from pruning.recover import RecoverRecipe, read_log, recover
 from pruning.shape import TargetShape
@@ -95,7 +96,7 @@ def test_held_out_loss_is_the_models_own(llama_folder: Path, corpus_folder: Path
     with torch.no_grad():
         logits = model(input_ids=rows).logits[:, :-1].flatten(0, 1)
     expected = torch.nn.functional.cross_entropy(logits, rows[:, 1:].flatten()).item()
-    figures = held_out_figures(model, corpus, recipe)["long"]
+    figures = held_out_figures(model, corpus, **recipe.held_out)["long"]
     assert figures["loss"] == pytest.approx(expected, rel=1e-5)
     split = corpus.domains["long"]["held_out"]
     assert figures["bits_per_byte"] == pytest.approx(expected / 0.6931472 * split.tokens / split.text_bytes, rel=1e-5)

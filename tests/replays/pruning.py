@@ -23,6 +23,8 @@ from pruning.learn_masks import LearnMasksRecipe, mask_optimizer
 from pruning.masked_model import MaskedCausalLM
 from pruning.masked_weights import MaskValues, masked_parameters
 from pruning.masks import Masks, expected_parameters, mask_shapes
+from pruning.proportions import updated_proportions
+from pruning.scaling_law import extrapolated_loss
 from pruning.shape import BackboneShape, TargetShape
 from pruning.slicing import renumbered, slice_tensor, sliced_config, sliced_shape
 from tests.replays.compare import Tolerance, equal
@@ -373,6 +375,26 @@ def shapes(case: Case, data: Case, tolerance: Tolerance) -> None:
     equal(case["vocab"] * case["hidden"], case["embedding_matrix_params"], "embedding_matrix_params")
 
 
+def dynamic_loading(case: Case, data: Case, tolerance: Tolerance) -> None:
+    reference, update = case["reference_losses"], case["update_type"]
+    if case["kind"] == "update":
+        found = updated_proportions(case["proportions"], case["losses"], reference, update=update)
+        tolerance.close(found, case["new_proportions"], "new_proportions")
+    elif case["kind"] == "chain":
+        proportions = case["proportions"]
+        for losses, expected in zip(case["losses_per_evaluation"], case["proportions_after_each"], strict=True):
+            proportions = updated_proportions(proportions, losses, reference, update=update)
+            tolerance.close(proportions, expected, "proportions_after_each")
+    else:
+        raise NotImplementedError(case["kind"])
+
+
+def reference_loss(case: Case, data: Case, tolerance: Tolerance) -> None:
+    for domain, losses in case["losses"].items():
+        found = extrapolated_loss(dict(zip(case["sizes"], losses, strict=True)), case["target_size"])
+        tolerance.close(found, case["predicted"][domain], domain)
+
+
 KINDS = {
     "pruning_hard_concrete": hard_concrete,
     "pruning_init": init,
@@ -384,4 +406,6 @@ KINDS = {
     "pruning_gqa": gqa,
     "pruning_rmsnorm": rmsnorm,
     "pruning_shapes": shapes,
+    "pruning_dynamic_loading": dynamic_loading,
+    "pruning_reference_loss": reference_loss,
 }

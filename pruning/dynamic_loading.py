@@ -1,0 +1,94 @@
+"""Dynamic batch loading in a training run (Xia et al., 2023, arXiv 2310.06694, section 2.2)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from pruning.held_out import held_out_figures
+from pruning.proportions import updated_proportions
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from pruning.corpus import Corpus
+    from pruning.language_modelling import LanguageModellingRecipe
+    from pruning.mixture import MixedSequences
+
+UPDATES = "proportions.json"
+
+
+class DynamicLoading(TrainerCallback):
+    """Evaluates at intervals, has the text that follows drawn by new shares, and survives a resume.
+
+    When a step ends, the loader already holds the first part of the next one; new shares apply from the step after
+    that, in an uninterrupted run and in a resumed one.
+    """
+
+    def __init__(
+        self, recipe: LanguageModellingRecipe, data: MixedSequences, corpus: Corpus, reference: dict[str, float]
+    ) -> None:
+        self.recipe, self.data, self.corpus, self.reference = recipe, data, corpus, reference
+        self.updates: list[dict[str, Any]] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        """In a resumed run: redo what the checkpoint's run had drawn."""
+        if state.global_step:
+            path = self._file(args, state)
+            self.updates = json.loads(path.read_text(encoding="utf-8"))
+            for update in self.updates:
+                self.data.redraw(update["first_sequence"], update["proportions"])
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        model: torch.nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """At every interval: evaluate, and draw what follows by new shares."""
+        if state.global_step % self.recipe.update_every or model is None:
+            return
+        first_sequence = (state.global_step + 1) * self.recipe.batch_size * args.world_size
+        if first_sequence >= len(self.data):
+            return
+        figures = held_out_figures(model, self.corpus, **self.recipe.held_out)
+        losses = {domain: figures[domain]["loss"] for domain in self.data.proportions}
+        shares = updated_proportions(
+            list(self.data.proportions.values()),
+            list(losses.values()),
+            [self.reference[domain] for domain in losses],
+            update=self.recipe.update_proportions,
+            clip=self.recipe.clip_differences,
+        )
+        update = {
+            "step": state.global_step,
+            "first_sequence": first_sequence,
+            "losses": losses,
+            "proportions": dict(zip(losses, shares.tolist(), strict=True)),
+        }
+        self.updates.append(update)
+        self.data.redraw(first_sequence, update["proportions"])
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        """Keep the updates with the checkpoint."""
+        self._file(args, state).write_text(json.dumps(self.updates), encoding="utf-8")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        """Keep the updates for the provenance of the made folder."""
+        (Path(str(args.output_dir)) / UPDATES).write_text(json.dumps(self.updates), encoding="utf-8")
+
+    def _file(self, args: TrainingArguments, state: TrainerState) -> Path:
+        return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / UPDATES
+
+
+def proportion_updates(checkpoints: Path) -> list[dict[str, Any]]:
+    """When the shares of the domains changed, to what, and after which losses; empty where they were constant."""
+    path = checkpoints / UPDATES
+    updates: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return updates
