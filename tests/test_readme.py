@@ -80,3 +80,10 @@ def test_demo_figures_are_those_of_the_results_file() -> None:
     metrics = json.loads((ROOT / "benchmarks/results/demo.json").read_text(encoding="utf-8"))["metrics"]
     for name in ("bm25", "untrained", "random_start", "pruned_start"):
         assert f"{metrics[name]['ndcg@10']:.3f} | {metrics[name]['recall@100']:.3f}" in README, name
+
+
+def test_pruning_cost_is_that_of_the_results_file() -> None:
+    shapes = json.loads((ROOT / "benchmarks/results/pruning_cost.json").read_text(encoding="utf-8"))["shapes"]
+    for row in shapes.values():
+        for ratio in (row["time_ratio"], row["memory_ratio"]):
+            assert f"{ratio:.2f}" in README
