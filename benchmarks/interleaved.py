@@ -69,10 +69,10 @@ def _hold(set_up: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...], 
         began_s = time.perf_counter()
         result = run()
         orders.send((time.perf_counter() - began_s, result))
-    orders.send(_peak_mib())
+    orders.send(peak_mib())
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """Largest resident memory of this process so far; `ru_maxrss` would count what its parent held when it started."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from drama_models.errors import ShapeError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import write_provenance
-from pruning.model_folder import WEIGHTS, copy_other_files, read_weights
+from pruning.model_folder import WEIGHTS, copy_other_files, read_weights, write_weights
 from pruning.shape import BackboneShape
 
 if TYPE_CHECKING:
@@ -61,9 +60,14 @@ def expand_folder(source: Path, out: Path, num_kv_heads: int) -> None:
         ModelFolderError: unreadable weights.
     """
     shape = BackboneShape.of(AutoConfig.from_pretrained(source))
-    state = expand_kv_heads(dict(read_weights(source)), shape, num_kv_heads)
+    expand_kv_heads({}, shape, num_kv_heads)  # refuses a number that does not fit before anything is written
     with atomic_folder(out) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial / WEIGHTS, {"format": "pt"})
+        expanded = (
+            (name, tensor.contiguous())
+            for part in read_weights(source)
+            for name, tensor in expand_kv_heads(dict([part]), shape, num_kv_heads).items()
+        )
+        write_weights(partial / WEIGHTS, expanded)
         copy_other_files(source, partial)
         settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
         text = json.dumps(settings | {"num_key_value_heads": num_kv_heads, "head_dim": shape.head_dim}, indent=2)

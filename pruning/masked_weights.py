@@ -116,14 +116,24 @@ class MaskValues:
             return (FINAL_NORM_TIED if self.tied else FINAL_NORM), None
         raise ValueError(f"{name} is not a parameter of a Llama; only Llama-shaped models can be pruned.")
 
-    def scaled(self, name: str, weight: Tensor) -> Tensor:
-        """The weight multiplied by its mask values; the same tensor where nothing scales it."""
+    def scaled(self, name: str, weight: Tensor, rows: Tensor | None = None, columns: Tensor | None = None) -> Tensor:
+        """The weight multiplied by its mask values; the same tensor where nothing scales it.
+
+        Args:
+            name: the parameter's.
+            weight: all of it, or only some of its rows and columns.
+            rows: indices in the whole parameter of the rows given; None for all.
+            columns: of the columns given; None for all.
+        """
         axes, layer = self.rule(name)
         for axis in axes.scale_rows:
             values = self.along(axis, layer).to(weight.dtype)
+            if rows is not None and values.ndim:
+                values = values[rows]
             weight = weight * (values[:, None] if values.ndim and weight.ndim == 2 else values)
         for axis in axes.scale_columns:
-            weight = weight * self.along(axis, layer).to(weight.dtype)
+            values = self.along(axis, layer).to(weight.dtype)
+            weight = weight * (values if columns is None else values[columns])
         return weight
 
     def kept(self, name: str) -> tuple[Tensor | None, Tensor | None]:

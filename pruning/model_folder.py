@@ -6,19 +6,22 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from drama_models.errors import ModelFolderError
 from drama_models.provenance import FILE_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
 WEIGHTS = "model.safetensors"
+HEADER_ROOM = 2**18  # bytes; the 147 tensors of Llama-3.2-1B need a sixteenth of it
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 INDEX = "model.safetensors.index.json"
 NOT_CARRIED = re.compile(r"\.safetensors$|\.index\.json$|\.jsonl$|\.bin$|^masks\.json$|^config\.json$|^\.")
 
@@ -40,10 +43,45 @@ def read_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
             raise ModelFolderError(f"{path} is missing; weights are read from safetensors only.")
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (a safe_open handle is no mapping)
-                    yield name, file.get_tensor(name)
+                names = list(file.keys())
+            for name in names:
+                with safe_open(path, framework="pt") as file:  # anew, so that the pages of the last one are let go
+                    weight = file.get_tensor(name)
+                yield name, weight
+                del weight
         except (OSError, SafetensorError) as error:
             raise ModelFolderError(f"{path} cannot be read as safetensors ({error}); fetch it again.") from None
+
+
+def write_weights(path: Path, weights: Iterable[tuple[str, Tensor]]) -> int:
+    """Write a safetensors file one tensor at a time; `safetensors.torch.save_file` holds all of them, and a copy.
+
+    The header stands before the data and is known only after it: room is kept for it, and what is left is filled with
+    blanks, as the format allows.
+
+    Args:
+        path: file to make.
+        weights: name and contiguous tensor, float32, float16 or bfloat16.
+
+    Returns:
+        Number of parameters written.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = parameters = 0
+    with path.open("wb") as file:
+        file.seek(8 + HEADER_ROOM)
+        for name, weight in weights:
+            data = weight.reshape(-1).view(torch.uint8).numpy()
+            file.write(data.data)
+            ends = [offset, offset + data.nbytes]
+            header[name] = {"dtype": DTYPES[weight.dtype], "shape": list(weight.shape), "data_offsets": ends}
+            offset, parameters = ends[1], parameters + weight.numel()
+        text = json.dumps(header, separators=(",", ":")).encode()
+        if len(text) > HEADER_ROOM:
+            raise ModelFolderError(f"{len(header) - 1} tensors are more than one file can name; prune a smaller model.")
+        file.seek(0)
+        file.write(HEADER_ROOM.to_bytes(8, "little") + text.ljust(HEADER_ROOM))
+    return parameters
 
 
 def copy_other_files(source: Path, out: Path) -> None:

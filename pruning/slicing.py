@@ -1,8 +1,8 @@
 """Cut a model to its masks: rows and columns whose mask is zero go, the values of the others are folded in.
 
-The result is a stock LlamaForCausalLM folder that equals the masked model to float rounding. Tensors are read and cut
-one by one, so memory stays near the size of the result. The whole configuration is carried over from the source (RoPE,
-eps, vocabulary, ...); only sizes change.
+The result is a stock LlamaForCausalLM folder that equals the masked model to float rounding. Tensors are read, cut and
+written one by one, so memory stays near the size of the largest of them. The whole configuration is carried over from
+the source (RoPE, eps, vocabulary, ...); only sizes change.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
+import torch
 from transformers import AutoConfig
 
 from drama_models.errors import ShapeError
@@ -19,7 +19,7 @@ from drama_models.folders import atomic_folder
 from drama_models.provenance import write_provenance
 from pruning.masked_weights import LAYER, MaskValues
 from pruning.masks import mask_shapes
-from pruning.model_folder import WEIGHTS, copy_other_files, read_weights
+from pruning.model_folder import WEIGHTS, copy_other_files, read_weights, write_weights
 from pruning.shape import BackboneShape
 
 if TYPE_CHECKING:
@@ -27,16 +27,26 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+ROWS_AT_ONCE = 4096
+
 
 def slice_tensor(name: str, weight: Tensor, masks: MaskValues) -> Tensor:
-    """One weight after slicing: scaled by its mask values in float32, then cut, in its own dtype and contiguous."""
+    """One weight after slicing: cut, and scaled by its mask values in float32; in its own dtype and contiguous.
+
+    Works through the rows in parts, so that float32 copies stay small.
+    """
     rows, columns = masks.kept(name)
-    cut = masks.scaled(name, weight.float())
-    if rows is not None:
-        cut = cut.index_select(0, rows)
-    if columns is not None and weight.ndim == 2:  # a bias has rows only
-        cut = cut.index_select(1, columns)
-    return cut.to(weight.dtype).contiguous()
+    rows = torch.arange(len(weight)) if rows is None else rows
+    columns = columns if weight.ndim == 2 else None  # a bias has rows only
+    width = weight.shape[1:] if columns is None else (len(columns),)
+    cut = torch.empty((len(rows), *width), dtype=weight.dtype)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[start : start + ROWS_AT_ONCE]
+        values = weight.index_select(0, part)
+        if columns is not None:
+            values = values.index_select(1, columns)
+        cut[start : start + len(part)] = masks.scaled(name, values.float(), part, columns)
+    return cut
 
 
 def renumbered(name: str, kept_layers: list[int]) -> str | None:
@@ -112,13 +122,12 @@ def slice_folder(
     masks = MaskValues(values, shape, tied=bool(config.tie_word_embeddings))
     target, layers = sliced_shape(masks), masks.kept_layers()
     with atomic_folder(out) as partial:
-        cut = {
-            new_name: slice_tensor(name, weight, masks)
+        cut = (
+            (new_name, slice_tensor(name, weight, masks))
             for name, weight in read_weights(source)
             if (new_name := renumbered(name, layers)) is not None and not (masks.tied and name == "lm_head.weight")
-        }
-        save_file(cut, partial / WEIGHTS, metadata={"format": "pt"})
-        figures = {"parameters": sum(tensor.numel() for tensor in cut.values()), "kept_layers": layers}
+        )
+        figures = {"parameters": write_weights(partial / WEIGHTS, cut), "kept_layers": layers}
         copy_other_files(Path(source), partial)
         settings = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
         text = json.dumps(sliced_config(settings, target), indent=2)

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from drama_models.errors import ModelFolderError, ShapeError
 from drama_models.provenance import read_provenance
 from pruning.kv_heads import expand_folder
 from pruning.masked_model import MaskedCausalLM
+from pruning.masked_weights import MaskValues
 from pruning.masks import Masks
+from pruning.model_folder import HEADER_ROOM, write_weights
 from pruning.shape import BackboneShape, TargetShape
-from pruning.slicing import slice_folder
+from pruning.slicing import slice_folder, slice_tensor
 from tests.conftest import make_llama
 
 TARGET = TargetShape(hidden_size=32, num_layers=2, num_heads=4, intermediate_size=50)
@@ -102,3 +106,35 @@ def test_an_expanded_folder_gives_the_same_logits(llama_folder: Path, tmp_path: 
     assert (narrow.config.num_key_value_heads, wide.config.num_key_value_heads) == (3, 6)
     with torch.no_grad():
         torch.testing.assert_close(wide(input_ids=IDS).logits, narrow(input_ids=IDS).logits)
+
+
+def test_weights_written_one_by_one_are_what_safetensors_reads(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        f"{name}.{dtype}".replace("torch.", ""): torch.randn(shape, generator=generator).to(dtype)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        for name, shape in (("matrix", (5, 3)), ("vector", (7,)), ("number", ()), ("nothing", (0, 4)))
+    }
+    assert write_weights(tmp_path / "model.safetensors", weights.items()) == 3 * (15 + 7 + 1)
+    read = load_file(tmp_path / "model.safetensors")
+    assert read.keys() == weights.keys()
+    for name, weight in weights.items():
+        assert read[name].dtype == weight.dtype
+        torch.testing.assert_close(read[name], weight, rtol=0, atol=0)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_more_names_than_the_header_has_room_for_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match="2 tensors are more than one file can name"):
+        write_weights(tmp_path / "m", [("a" * HEADER_ROOM, torch.zeros(1)), ("b", torch.zeros(1))])
+
+
+def test_cutting_in_parts_changes_nothing(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = learned(llama_folder)
+    values = MaskValues(masks.deterministic(at_target=True), masks.source, tied=True)
+    weights = AutoModelForCausalLM.from_pretrained(llama_folder).state_dict()
+    whole = {name: slice_tensor(name, weight, values) for name, weight in weights.items()}
+    monkeypatch.setattr("pruning.slicing.ROWS_AT_ONCE", 7)
+    for name, weight in weights.items():
+        torch.testing.assert_close(slice_tensor(name, weight, values), whole[name], rtol=0, atol=0, msg=name)
