@@ -87,3 +87,9 @@ def test_pruning_cost_is_that_of_the_results_file() -> None:
     for row in shapes.values():
         for ratio in (row["time_ratio"], row["memory_ratio"]):
             assert f"{ratio:.2f}" in README
+
+
+def test_slicing_figures_are_those_of_the_results_file() -> None:
+    result = json.loads((ROOT / "benchmarks/results/slicing.json").read_text(encoding="utf-8"))
+    assert f"takes {result['seconds']} s and {result['peak_beyond_mib']} MiB" in README
+    assert f"for {result['output_mib']} MiB of output" in README
