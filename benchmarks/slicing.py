@@ -49,13 +49,13 @@ def set_up(source: Path, out: Path) -> Callable[[], dict[str, float]]:
 
     from benchmarks.interleaved import peak_mib
     from pruning.masks import Masks
-    from pruning.presets import PRESETS
+    from pruning.plan import read_run_recipe
     from pruning.shape import BackboneShape
     from pruning.slicing import slice_folder
 
     torch.manual_seed(0)
     shape = BackboneShape.of(AutoConfig.from_pretrained(source))
-    masks = Masks(shape, shape.cut_to(PRESETS["drama-base"].target))
+    masks = Masks(shape, shape.cut_to(read_run_recipe("drama-base", source).learn_masks.target))
     with torch.no_grad():
         for log_alpha in masks.log_alpha.values():
             log_alpha.normal_()

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -27,18 +28,30 @@ class ProgressLog:
     Args:
         path: JSON-lines file to append to, made if absent; None keeps nothing.
         total: number of steps in the whole run.
-        start: step the run goes on from; rates and the time left count from there.
+        start: step the run goes on from; rates and the time left count from there, and lines after it are taken away.
+        targets: of figures, shown as `figure/target`.
     """
 
-    def __init__(self, path: Path | None, total: int, start: int = 0) -> None:
-        self.path, self.total, self.start = path, total, start
+    def __init__(
+        self, path: Path | None, total: int, start: int = 0, targets: Mapping[str, float] | None = None
+    ) -> None:
+        self.path, self.total, self.start, self.targets = path, total, start, targets or {}
         self.began_s = time.perf_counter()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
+            path.write_text("".join(kept), encoding="utf-8")
 
     def record(self, step: int, **figures: float) -> None:
         """Report a step; values are printed in the order given, with four significant digits."""
         elapsed_s = time.perf_counter() - self.began_s
         left_s = elapsed_s / max(step - self.start, 1) * (self.total - step)
-        words = [f"step {step}/{self.total}", *(f"{name} {value:.4g}" for name, value in figures.items())]
+        shown = (
+            f"{name} {value:.4g}" + (f"/{self.targets[name]:.4g}" if name in self.targets else "")
+            for name, value in figures.items()
+        )
+        words = [f"step {step}/{self.total}", *shown]
         print(" | ".join([*words, f"{format_seconds(left_s)} left"]), file=sys.stderr, flush=True)  # noqa: T201
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:

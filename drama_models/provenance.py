@@ -12,9 +12,12 @@ import platform
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drama_models.folders import atomic_file, sha256_of_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FILE_NAME = "provenance.json"
 RECORDED_PACKAGES = (
@@ -34,7 +37,7 @@ def write_provenance(
     *,
     stage: str,
     recipe: object,
-    inputs: dict[str, str | Path],
+    inputs: Mapping[str, str | Path],
     figures: dict[str, Any],
     parent: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -51,10 +54,9 @@ def write_provenance(
     Returns:
         The record as written.
     """
-    settings = asdict(recipe) if is_dataclass(recipe) and not isinstance(recipe, type) else dict(recipe)  # type: ignore[call-overload]
     record = {
         "stage": stage,
-        "recipe": _plain(settings),
+        "recipe": plain_settings(recipe),
         "versions": installed_versions(),
         "inputs": {role: {"name": Path(path).name, "sha256": sha256_of_folder(path)} for role, path in inputs.items()},
         "figures": _plain(figures),
@@ -63,6 +65,16 @@ def write_provenance(
     with atomic_file(Path(folder) / FILE_NAME) as path:
         path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return record
+
+
+def plain_settings(recipe: object) -> dict[str, Any]:
+    """A stage's settings as its record keeps them: JSON values, no absolute paths.
+
+    Args:
+        recipe: a dataclass or a dictionary.
+    """
+    settings = asdict(recipe) if is_dataclass(recipe) and not isinstance(recipe, type) else dict(recipe)  # type: ignore[call-overload]
+    return _plain(settings)
 
 
 def read_provenance(folder: str | Path) -> dict[str, Any] | None:

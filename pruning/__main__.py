@@ -80,9 +80,8 @@ def _recover(arguments: list[str]) -> str:
     recipe = parse_recipe(RecoverRecipe, arguments, command="python -m pruning recover")
     held_out = recover(recipe)["figures"]["held_out"]
     bits = ", ".join(f"{domain} {figures['bits_per_byte']:.3f}" for domain, figures in held_out.items())
-    return (
-        f"made {recipe.out} (held-out bits per byte: {bits}); next: python -m training train --model {recipe.out} ..."
-    )
+    made = f"made {recipe.out} (held-out bits per byte: {bits})"
+    return f"{made}; next: python -m training train --backbone {recipe.out} ..."
 
 
 def _expand_kv_heads(arguments: list[str]) -> str:
@@ -108,14 +107,29 @@ def _reference_loss(arguments: list[str]) -> str:
 def _plan(arguments: list[str]) -> str:
     from pruning.plan import PlanRecipe, plan
 
-    recipe = parse_recipe(PlanRecipe, arguments, command="python -m pruning plan")
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--model", *arguments]
+    recipe = parse_recipe(PlanRecipe, arguments, command="python -m pruning plan SOURCE")
     made = plan(recipe)
-    first = "expand-kv-heads" if made.expanded else "learn-masks"
-    return "\n".join([*made.lines(), f"next: python -m pruning {first} --model {recipe.model} ..."])
+    command = "learn-masks" if made.origin == recipe.target else "run"  # a learn-masks recipe is its own origin
+    folders = f"--model {recipe.model} --corpus CORPUS --out OUT"
+    return "\n".join([*made.lines(), f"next: python -m pruning {command} {recipe.target} {folders}"])
+
+
+def _run(arguments: list[str]) -> str:
+    from pruning.presets import recipe_path
+    from pruning.run import RunRecipe, run
+
+    if arguments and not arguments[0].startswith("-"):
+        arguments = [str(recipe_path(arguments[0])), *arguments[1:]]
+    recipe = parse_recipe(RunRecipe, arguments, command="python -m pruning run PRESET|")
+    shape = run(recipe)
+    return f"made {recipe.backbone}: {shape}; next: python -m training train --backbone {recipe.backbone} ..."
 
 
 COMMANDS = {
     "plan": (_plan, "shapes, parameters, memory and tokens, before anything runs"),
+    "run": (_run, "all stages from a source to a backbone, by a preset or a recipe"),
     "tokenise": (_tokenise, "text domains to a tokenised corpus"),
     "expand-kv-heads": (_expand_kv_heads, "grouped-query to multi-head, same function"),
     "learn-masks": (_learn_masks, "learn which units go"),

@@ -3,14 +3,15 @@
 A text corpus is a folder with one sub-folder a domain, each holding `.jsonl` (field `text`), `.txt` or `.parquet`
 files, the first two also as `.gz`. Files called `held_out*` are kept for evaluation; a domain without one gives its
 last percent of documents. Every document becomes BOS + tokens + EOS; documents are laid end to end and cut to the
-sequence length where they are read, as in LLM-Shearing (spec of the reference: continuous sequences, no separation by
-the mask).
+sequence length where they are read, as in LLM-Shearing. Text is streamed: memory does not grow with the corpus.
 """
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -50,6 +51,8 @@ class Corpus:
     folder: Path
     dtype: str
     tokenizer_sha256: str
+    bos_token_id: int
+    """First token of every document."""
     domains: dict[str, dict[str, Split]]
 
     @classmethod
@@ -67,7 +70,7 @@ class Corpus:
             name: {split: Split(**sizes) for split, sizes in splits.items()}
             for name, splits in manifest["domains"].items()
         }
-        return cls(Path(folder), manifest["dtype"], manifest["tokenizer_sha256"], domains)
+        return cls(Path(folder), manifest["dtype"], manifest["tokenizer_sha256"], manifest["bos_token_id"], domains)
 
     def sequences(self, domain: str, split: str, length: int) -> NDArray[np.unsignedinteger]:
         """All whole sequences of a split, memory-mapped, shape (number of sequences, length).
@@ -112,6 +115,7 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
 
     config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text
     if tokenizer.get_vocab_size() > config["vocab_size"]:
         raise CorpusError(
             f"The tokenizer of {model} has {tokenizer.get_vocab_size()} entries, its model only "
@@ -130,6 +134,7 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
         manifest = {
             "dtype": dtype,
             "tokenizer_sha256": sha256_of_file(Path(model) / "tokenizer.json"),
+            "bos_token_id": ends[0],
             "domains": {
                 name: {key: asdict(split) for key, split in splits.items()} for name, splits in domains.items()
             },
@@ -187,28 +192,51 @@ def _tokenise_domain(
     train_files = [path for path in files if path not in held_out_files]
     if not train_files:
         raise CorpusError(f"Domain folder {folder} has no text; it needs {', '.join(SUFFIXES)} files.")
-    documents = [document for path in train_files for document in read_documents(path) if document.strip()]
+    train = _write_tokens(train_files, tokenizer, ends, dtype, out / "train")
     if held_out_files:
-        held_out = [document for path in held_out_files for document in read_documents(path) if document.strip()]
+        held_out = _write_tokens(held_out_files, tokenizer, ends, dtype, out / "held_out")
     else:
-        cut = len(documents) - max(1, len(documents) // HELD_OUT_SHARE)
-        documents, held_out = documents[:cut], documents[cut:]
-    if not documents:
+        train, held_out = _move_last_documents(out, dtype)
+    (out / "train.ends").unlink()
+    (out / "held_out.ends").unlink(missing_ok=True)
+    if not train.documents:
         raise CorpusError(f"Domain folder {folder} has no training text; add documents to its files.")
-    parts = {"train": documents, "held_out": held_out}
-    return {split: _write_tokens(texts, tokenizer, ends, dtype, out / f"{split}.bin") for split, texts in parts.items()}
+    return {"train": train, "held_out": held_out}
 
 
-def _write_tokens(documents: list[str], tokenizer: Tokenizer, ends: tuple[int, int], dtype: str, path: Path) -> Split:
+def _write_tokens(files: list[Path], tokenizer: Tokenizer, ends: tuple[int, int], dtype: str, out: Path) -> Split:
+    """Write `OUT.bin`, the tokens, and `OUT.ends`: after each document, how many tokens and bytes of text there are."""
     bos, eos = ends
-    tokens = text_bytes = 0
-    with path.open("wb") as file:
-        batches = range(0, len(documents), DOCUMENTS_PER_BATCH)
-        for start in tqdm(batches, desc=f"tokenise {path.parent.name}/{path.stem}", disable=None):
-            batch = documents[start : start + DOCUMENTS_PER_BATCH]
-            text_bytes += sum(len(document.encode()) for document in batch)
-            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+    tokens = text_bytes = count = 0
+    documents = (document for path in files for document in read_documents(path) if document.strip())
+    with (
+        out.with_suffix(".bin").open("wb") as token_file,
+        out.with_suffix(".ends").open("wb") as end_file,
+        tqdm(desc=f"tokenise {out.parent.name}/{out.name}", unit=" documents", disable=None) as progress,
+    ):
+        while batch := list(itertools.islice(documents, DOCUMENTS_PER_BATCH)):
+            encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            for document, encoding in zip(batch, encodings, strict=True):
                 ids = np.array([bos, *encoding.ids, eos], dtype=dtype)
-                tokens += len(ids)
-                file.write(ids.tobytes())
-    return Split(tokens, len(documents), text_bytes)
+                tokens, text_bytes, count = tokens + len(ids), text_bytes + len(document.encode()), count + 1
+                token_file.write(ids.tobytes())
+                end_file.write(np.array([tokens, text_bytes], dtype=np.uint64).tobytes())
+            progress.update(len(batch))
+    return Split(tokens, count, text_bytes)
+
+
+def _move_last_documents(out: Path, dtype: str) -> tuple[Split, Split]:
+    """Move the last percent of a domain's documents from `train.bin` to `held_out.bin`."""
+    path = out / "train.ends"
+    if not path.stat().st_size:
+        return Split(0, 0, 0), Split(0, 0, 0)
+    ends = np.memmap(path, dtype=np.uint64, mode="r").reshape(-1, 2)
+    cut = len(ends) - max(1, len(ends) // HELD_OUT_SHARE)
+    (tokens, text_bytes), (all_tokens, all_bytes) = (ends[cut - 1] if cut else (0, 0)), ends[-1]
+    train, whole = Split(int(tokens), cut, int(text_bytes)), Split(int(all_tokens), len(ends), int(all_bytes))
+    with (out / "train.bin").open("r+b") as file, (out / "held_out.bin").open("wb") as held_out:
+        file.seek(train.tokens * np.dtype(dtype).itemsize)
+        shutil.copyfileobj(file, held_out)
+        file.truncate(train.tokens * np.dtype(dtype).itemsize)
+    moved = (getattr(whole, name) - getattr(train, name) for name in ("tokens", "documents", "text_bytes"))
+    return train, Split(*moved)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from pruning.checkpoints import checkpoint_folder
 from pruning.held_out import held_out_figures
 from pruning.proportions import updated_proportions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -38,8 +40,8 @@ class DynamicLoading(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         """In a resumed run: redo what the checkpoint's run had drawn."""
         if state.global_step:
-            path = self._file(args, state)
-            self.updates = json.loads(path.read_text(encoding="utf-8"))
+            checkpoint = checkpoint_folder(self.recipe.out) / f"checkpoint-{state.global_step}"
+            self.updates = json.loads((checkpoint / UPDATES).read_text(encoding="utf-8"))
             for update in self.updates:
                 self.data.redraw(update["first_sequence"], update["proportions"])
 
@@ -75,20 +77,6 @@ class DynamicLoading(TrainerCallback):
         self.updates.append(update)
         self.data.redraw(first_sequence, update["proportions"])
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        """Keep the updates with the checkpoint."""
-        self._file(args, state).write_text(json.dumps(self.updates), encoding="utf-8")
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        """Keep the updates for the provenance of the made folder."""
-        (Path(str(args.output_dir)) / UPDATES).write_text(json.dumps(self.updates), encoding="utf-8")
-
-    def _file(self, args: TrainingArguments, state: TrainerState) -> Path:
-        return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / UPDATES
-
-
-def proportion_updates(checkpoints: Path) -> list[dict[str, Any]]:
-    """When the shares of the domains changed, to what, and after which losses; empty where they were constant."""
-    path = checkpoints / UPDATES
-    updates: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    return updates
+    def save(self, checkpoint: Path) -> None:
+        """Keep the updates with a checkpoint."""
+        (checkpoint / UPDATES).write_text(json.dumps(self.updates), encoding="utf-8")

@@ -1,14 +1,12 @@
 """The trainer that both stages share: the Hugging Face Trainer on packed sequences, in an order fixed by the seed.
 
-Accelerate, mixed precision, accumulation, clipping, checkpoints and loggers are the Trainer's own. Added here: the
-fixed order, a stop at the first non-finite loss, a checkpoint that counts only once it is complete, and one steady
-line.
+Accelerate (DDP, FSDP), mixed precision, accumulation, clipping and loggers are the Trainer's own. Added here: the fixed
+order, a stop at the first non-finite loss, checkpoints that are complete or absent, and one steady line.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,22 +20,22 @@ from drama_models.errors import TrainingError
 from drama_models.folders import atomic_file
 from drama_models.hardware import Precision, train_in_bf16
 from drama_models.progress import ProgressLog
+from pruning import checkpoints
+from pruning.distributed import world_size
 from pruning.dynamic_loading import DynamicLoading
 from pruning.held_out import held_out_figures
+from pruning.mixture import MixedSequences
 from pruning.proportions import Update, read_reference_losses
 
 if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState
+    from transformers import PreTrainedModel, TrainerControl, TrainerState
 
     from pruning.corpus import Corpus
-    from pruning.mixture import MixedSequences
-
-COMPLETE = "complete"  # a file of this name says that its checkpoint folder was written to the end
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageModellingRecipe:
-    """What both stages need to know. Defaults are Sheared-LLaMA's (arXiv 2310.06694, section 3.1 and appendix A)."""
+class StageFolders:
+    """What a stage reads and makes."""
 
     model: Path
     """Source folder: a Llama-shaped causal language model with its tokenizer."""
@@ -45,10 +43,18 @@ class LanguageModellingRecipe:
     """Tokenised corpus, made by `python -m pruning tokenise`."""
     out: Path
     """Folder to make."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModellingSettings:
+    """What both stages need to know. Defaults are Sheared-LLaMA's (arXiv 2310.06694, section 3.1 and appendix A)."""
+
     steps: int
     """Optimiser steps."""
     sequence_length: int = 4096
     """Tokens in a sequence."""
+    separate_documents: bool = False
+    """Whether attention, positions and loss stop at the ends of documents packed into one sequence."""
     batch_size: int = 32
     """Sequences in an optimiser step on one device."""
     gradient_accumulation: int = 1
@@ -89,12 +95,13 @@ class LanguageModellingRecipe:
     """More fields of transformers.TrainingArguments, such as report_to, gradient_checkpointing or torch_compile."""
 
     @property
-    def held_out(self) -> dict[str, int]:
+    def held_out(self) -> dict[str, Any]:
         """Arguments of `pruning.held_out.held_out_figures`."""
         return {
             "length": self.sequence_length,
             "batch_size": self.batch_size // self.gradient_accumulation,
             "limit": self.held_out_sequences,
+            "separate_documents": self.separate_documents,
         }
 
     def __post_init__(self) -> None:
@@ -112,20 +119,46 @@ class LanguageModellingRecipe:
             )
 
 
+class LanguageModellingRecipe(LanguageModellingSettings, StageFolders):
+    """Settings of a stage with its folders."""
+
+
 class LanguageModelTrainer(Trainer):
-    """Trainer that reads sequences in their given order and stops at a loss that is not a finite number."""
+    """Trainer that reads sequences in their given order and stops at a loss that is not a finite number.
+
+    Args:
+        recipe: settings.
+        model: returns a loss.
+        corpus: tokenised text.
+        targets: of figures in the log, shown beside them.
+    """
 
     def __init__(
-        self, recipe: LanguageModellingRecipe, model: torch.nn.Module, data: MixedSequences, corpus: Corpus
+        self,
+        recipe: LanguageModellingRecipe,
+        model: torch.nn.Module,
+        corpus: Corpus,
+        targets: dict[str, float] | None = None,
     ) -> None:
-        super().__init__(model=model, args=training_arguments(recipe), train_dataset=data)
+        count = recipe.steps * recipe.batch_size * world_size()
+        self.data = MixedSequences(
+            corpus,
+            recipe.proportions,
+            recipe.sequence_length,
+            count,
+            recipe.seed,
+            separate_documents=recipe.separate_documents,
+        )
+        super().__init__(model=model, args=training_arguments(recipe), train_dataset=self.data)
+        self.out = recipe.out
+        self.loading: DynamicLoading | None = None
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         if recipe.update_proportions != "constant" and recipe.reference_losses is not None:
             reference = read_reference_losses(recipe.reference_losses, corpus.domains)
-            self.add_callback(DynamicLoading(recipe, data, corpus, reference))
-        self.add_callback(_Checkpoints())
-        self.add_callback(_Progress(recipe))
+            self.loading = DynamicLoading(recipe, self.data, corpus, reference)
+            self.add_callback(self.loading)
+        self.add_callback(_Progress(recipe, targets or {}))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return SequentialSampler(cast(Any, self.train_dataset if train_dataset is None else train_dataset))
@@ -141,11 +174,64 @@ class LanguageModelTrainer(Trainer):
             )
         return loss
 
+    def _get_output_dir(self, trial: Any) -> str:  # noqa: ARG002
+        return str(checkpoints.writing_folder(self.out))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        name = f"checkpoint-{self.state.global_step}"
+        if self.loading is not None and self.args.should_save:
+            self.loading.save(checkpoints.writing_folder(self.out) / name)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.place_checkpoint(self.out, name)
+        self.accelerator.wait_for_everyone()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run leaves behind for the stage that started it."""
+
+    before: dict[str, dict[str, float]]
+    """Held-out figures of the model that went in."""
+    updates: list[dict[str, Any]]
+    """Changes of the domains' shares."""
+    epochs: dict[str, float]
+    """How often each domain's text was read."""
+
+
+def train(
+    recipe: LanguageModellingRecipe, trainer: LanguageModelTrainer, stock: PreTrainedModel, corpus: Corpus
+) -> Trained:
+    """Train, from the start or from the last checkpoint of an interrupted run with the same `out`.
+
+    Args:
+        recipe: settings.
+        trainer: made from them.
+        stock: the model that goes in.
+        corpus: tokenised text.
+
+    Raises:
+        TrainingError: the loss became non-finite, or an interrupted run had other settings.
+    """
+    if trainer.args.should_save:
+        checkpoints.begin(recipe.out, recipe)
+    trainer.accelerator.wait_for_everyone()
+    checkpoint = checkpoints.last_checkpoint(recipe.out)
+    path = checkpoints.checkpoint_folder(recipe.out) / "before.json"
+    if trainer.args.should_save and not path.is_file():  # measured once, and kept for a resumed run
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(held_out_figures(stock, corpus, **recipe.held_out)), encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+    before = json.loads(path.read_text(encoding="utf-8"))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return Trained(before, trainer.loading.updates if trainer.loading else [], trainer.data.epochs)
+
 
 def training_arguments(recipe: LanguageModellingRecipe) -> TrainingArguments:
     """The Trainer's own settings for a recipe; `recipe.trainer` has the last word."""
     settings: dict[str, Any] = {
-        "output_dir": str(checkpoint_folder(recipe.out)),
+        "output_dir": str(checkpoints.checkpoint_folder(recipe.out)),
         "max_steps": recipe.steps,
         "per_device_train_batch_size": recipe.batch_size // recipe.gradient_accumulation,
         "per_device_eval_batch_size": recipe.batch_size // recipe.gradient_accumulation,
@@ -162,7 +248,6 @@ def training_arguments(recipe: LanguageModellingRecipe) -> TrainingArguments:
         "logging_steps": recipe.log_every,
         "logging_nan_inf_filter": False,
         "save_steps": recipe.save_every,
-        "save_total_limit": 2,
         "remove_unused_columns": False,
         "report_to": "none",
         "disable_tqdm": True,
@@ -171,46 +256,20 @@ def training_arguments(recipe: LanguageModellingRecipe) -> TrainingArguments:
     return TrainingArguments(**(settings | recipe.trainer))
 
 
-def checkpoint_folder(out: Path) -> Path:
-    """Where a run keeps its checkpoints until the folder `out` is made: a hidden sibling."""
-    return out.parent / f".{out.name}.checkpoints"
-
-
-def last_complete_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    found = [marker.parent for marker in checkpoint_folder(out).glob(f"checkpoint-*/{COMPLETE}")]
-    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-
-
-def figures_before(
-    model: torch.nn.Module, corpus: Corpus, recipe: LanguageModellingRecipe
-) -> dict[str, dict[str, float]]:
-    """Held-out figures of the model that goes in; measured once, and kept with the checkpoints for a resumed run."""
-    path = checkpoint_folder(recipe.out) / "before.json"
-    if not path.is_file():
-        with atomic_file(path) as partial:
-            partial.write_text(json.dumps(held_out_figures(model, corpus, **recipe.held_out)), encoding="utf-8")
-    figures: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
-    return figures
-
-
-class _Checkpoints(TrainerCallback):
-    """Marks a checkpoint once everything in it is on disk."""
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-        os.sync()
-
-
 class _Progress(TrainerCallback):
-    def __init__(self, recipe: LanguageModellingRecipe) -> None:
-        self.recipe = recipe
+    """The steady line and the log; in a resumed run the log goes on from the checkpoint's step."""
+
+    def __init__(self, recipe: LanguageModellingRecipe, targets: dict[str, float]) -> None:
+        self.recipe, self.targets = recipe, targets
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        path = checkpoint_folder(self.recipe.out) / "log.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        self.log = ProgressLog(path, self.recipe.steps, state.global_step)
+        path = checkpoints.log_file(self.recipe.out)
+        if state.is_world_process_zero:
+            self.log = ProgressLog(path, self.recipe.steps, state.global_step, self.targets)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        """Log at every checkpoint: the mean loss since the last line is not part of it, and would be lost."""
+        control.should_log = control.should_log or control.should_save
 
     def on_log(
         self,
@@ -220,5 +279,5 @@ class _Progress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if logs and "loss" in logs:
+        if logs and "loss" in logs and state.is_world_process_zero:
             self.log.record(state.global_step, **{name: value for name, value in logs.items() if name != "epoch"})

@@ -8,7 +8,6 @@ cosine schedule multiplies all three (spec section 5). The made folder holds the
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +17,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traine
 
 from drama_models.errors import TrainingError
 from drama_models.folders import atomic_folder
-from drama_models.provenance import write_provenance
+from drama_models.provenance import read_provenance, write_provenance
+from pruning.checkpoints import LOG, keep_log, remove_checkpoints
 from pruning.corpus import Corpus
-from pruning.dynamic_loading import proportion_updates
+from pruning.distributed import whole_model
 from pruning.held_out import held_out_figures
 from pruning.language_modelling import (
     LanguageModellingRecipe,
+    LanguageModellingSettings,
     LanguageModelTrainer,
-    checkpoint_folder,
-    figures_before,
-    last_complete_checkpoint,
+    train,
 )
 from pruning.masked_model import MaskedCausalLM
 from pruning.masks import Masks
-from pruning.mixture import MixedSequences
+from pruning.plots import PLOT, plot_expected_sizes
 from pruning.shape import BackboneShape, TargetShape
 
 if TYPE_CHECKING:
@@ -40,18 +39,19 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 MASKS = "masks.safetensors"
-LOG = "training_log.jsonl"
 TOLERANCE = 0.05  # of a dimension's source size: how far its expected size may miss the target
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnMasksRecipe(LanguageModellingRecipe):
+class LearnMasksSettings(LanguageModellingSettings):
     """Settings of mask learning; defaults from Sheared-LLaMA (arXiv 2310.06694) and LLM-Shearing."""
 
     target: TargetShape = field(default_factory=TargetShape)
     """Sizes to end on."""
     steps: int = 3200
     """Optimiser steps."""
+    warmup_steps: int = 320
+    """Steps over which the rate rises from zero."""
     sparsity_warmup_steps: int = 640
     """Steps over which the targets rise from zero to their final sparsity."""
     mask_learning_rate: float = 1.0
@@ -60,13 +60,19 @@ class LearnMasksRecipe(LanguageModellingRecipe):
     """Of the Lagrange multipliers, which ascend."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LearnMasksRecipe(LearnMasksSettings, LanguageModellingRecipe):
+    """Settings of mask learning with its folders."""
+
+
 class MaskTrainer(LanguageModelTrainer):
     """Language-model trainer with a rate for each kind of parameter."""
 
     model: MaskedCausalLM
 
-    def __init__(self, recipe: LearnMasksRecipe, model: MaskedCausalLM, data: MixedSequences, corpus: Corpus) -> None:
-        super().__init__(recipe, model, data, corpus)
+    def __init__(self, recipe: LearnMasksRecipe, model: MaskedCausalLM, corpus: Corpus) -> None:
+        targets = {name: float(target) for name, (_, target) in model.masks.expected_sizes().items()}
+        super().__init__(recipe, model, corpus, targets)
         self.recipe = recipe
         self.add_callback(_StepCounter(model))
 
@@ -95,7 +101,8 @@ def mask_optimizer(model: MaskedCausalLM, recipe: LearnMasksRecipe) -> torch.opt
 def learn_masks(recipe: LearnMasksRecipe) -> dict[str, Any]:
     """Learn masks on a corpus and write weights and masks as a new folder.
 
-    Resumes at the last complete checkpoint of an interrupted run with the same `out`.
+    Resumes at the last checkpoint of an interrupted run with the same `out`. Under torchrun every process calls this
+    and the main one writes.
 
     Returns:
         The provenance record; its figures hold every dimension's expected size beside its target.
@@ -103,27 +110,31 @@ def learn_masks(recipe: LearnMasksRecipe) -> dict[str, Any]:
     Raises:
         ShapeError: a target the source cannot be cut to.
         CorpusError: corpus and model do not fit.
-        TrainingError: the loss became non-finite.
+        TrainingError: the loss became non-finite, or an interrupted run had other settings.
     """
     source = BackboneShape.of(AutoConfig.from_pretrained(recipe.model))
-    masks = Masks(source, source.cut_to(recipe.target), recipe.seed)
+    target = source.cut_to(recipe.target)
     corpus = Corpus.open(recipe.corpus)
     corpus.check_tokenizer(recipe.model)
-    stock: Any = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
-    checkpoint = last_complete_checkpoint(recipe.out)
-    if checkpoint is None:
-        shutil.rmtree(checkpoint_folder(recipe.out), ignore_errors=True)
-    figures: dict[str, Any] = {"held_out_before": figures_before(stock, corpus, recipe)}
-    model = MaskedCausalLM(stock, masks, recipe.sparsity_warmup_steps)
-    data = MixedSequences(
-        corpus, recipe.proportions, recipe.sequence_length, recipe.steps * recipe.batch_size, recipe.seed
-    )
-    trainer = MaskTrainer(recipe, model, data, corpus)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    masks.clamp()
-    figures["proportion_updates"] = proportion_updates(checkpoint_folder(recipe.out))
-    figures["held_out_under_masks"] = held_out_figures(model, corpus, **recipe.held_out)
-    return _write_folder(recipe, model, figures)
+
+    def make() -> MaskedCausalLM:
+        stock: Any = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
+        return MaskedCausalLM(stock, Masks(source, target, recipe.seed), recipe.sparsity_warmup_steps)
+
+    model = make()
+    trainer = MaskTrainer(recipe, model, corpus)
+    trained = train(recipe, trainer, model.model, corpus)
+    whole = whole_model(trainer, model, make)
+    if trainer.args.should_save:
+        whole.masks.clamp()
+        figures = {
+            "held_out_before": trained.before,
+            "proportion_updates": trained.updates,
+            "held_out_under_masks": held_out_figures(whole, corpus, **recipe.held_out),
+        }
+        _write_folder(recipe, whole, figures)
+    trainer.accelerator.wait_for_everyone()
+    return read_provenance(recipe.out) or {}
 
 
 def load_masks(folder: Path, *, force: bool = False) -> dict[str, torch.Tensor]:
@@ -155,7 +166,7 @@ def load_masks(folder: Path, *, force: bool = False) -> dict[str, torch.Tensor]:
     return masks.deterministic(at_target=True)
 
 
-def _write_folder(recipe: LearnMasksRecipe, model: MaskedCausalLM, figures: dict[str, Any]) -> dict[str, Any]:
+def _write_folder(recipe: LearnMasksRecipe, model: MaskedCausalLM, figures: dict[str, Any]) -> None:
     masks = model.masks
     state = {f"log_alpha.{name}": value.detach().contiguous() for name, value in masks.log_alpha.items()}
     for order, multipliers in (("1", model.lagrangian.lambda_1), ("2", model.lagrangian.lambda_2)):
@@ -169,8 +180,10 @@ def _write_folder(recipe: LearnMasksRecipe, model: MaskedCausalLM, figures: dict
         save_file(state, partial / MASKS)
         shapes = {"source": asdict(masks.source), "target": asdict(masks.target)}
         (partial / "masks.json").write_text(json.dumps(shapes, indent=2) + "\n", encoding="utf-8")
-        shutil.copy(checkpoint_folder(recipe.out) / "log.jsonl", partial / LOG)
-        record = write_provenance(
+        keep_log(recipe.out, partial)
+        targets = {name: float(size["target"]) for name, size in sizes.items()}
+        plot_expected_sizes(partial / LOG, targets, partial / PLOT)
+        write_provenance(
             partial,
             stage="pruning.learn_masks",
             recipe=recipe,
@@ -178,8 +191,7 @@ def _write_folder(recipe: LearnMasksRecipe, model: MaskedCausalLM, figures: dict
             figures={"expected_sizes": sizes} | figures,
             parent=recipe.model,
         )
-    shutil.rmtree(checkpoint_folder(recipe.out))
-    return record
+    remove_checkpoints(recipe.out)
 
 
 class _StepCounter(TrainerCallback):

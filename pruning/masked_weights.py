@@ -41,13 +41,14 @@ RULES = {
     "self_attn.q_proj": Axes("query", "hidden"),
     "self_attn.k_proj": Axes("key_value", "hidden"),
     "self_attn.v_proj": Axes("key_value", "hidden", scale_rows=("key_value",)),
-    "self_attn.o_proj": Axes("hidden", "query", scale_rows=("layer", "hidden")),
+    "self_attn.o_proj": Axes("hidden", "query", scale_rows=("layer", "hidden"), scale_columns=("query_head",)),
     "mlp.gate_proj": Axes("intermediate", "hidden"),
     "mlp.up_proj": Axes("intermediate", "hidden", scale_rows=("intermediate",)),
     "mlp.down_proj": Axes("hidden", "intermediate", scale_rows=("layer", "hidden")),
     "input_layernorm": Axes("hidden", scale_rows=("hidden",)),
     "post_attention_layernorm": Axes("hidden", scale_rows=("hidden",)),
 }
+AXIS_OF = {"head": "key_value"}  # the axis that a dimension scales, where the names differ
 EMBEDDING = Axes(columns="hidden", scale_columns=("hidden",))
 HEAD = Axes(columns="hidden")  # an untied head reads the final norm, which is scaled already
 FINAL_NORM = Axes("hidden", scale_rows=("hidden",))
@@ -68,6 +69,7 @@ class MaskValues:
         device = next(iter(values.values())).device if values else torch.device("cpu")
         self.values = {name: values.get(name, ones.to(device)) for name, ones in full.items()}
         self.source, self.tied = source, tied
+        self.masked = {AXIS_OF.get(name, name) for name in values}
         self.kept_hidden = int((self.values["hidden"] != 0).sum())
 
     @property
@@ -85,7 +87,10 @@ class MaskValues:
         return [index for index, value in enumerate(self.values["layer"].tolist()) if value != 0]
 
     def along(self, axis: str, layer: int | None) -> Tensor:
-        """Mask values along an axis of a weight: (D,), (I,), (H * head_dim,), (G * head_dim,) or a scalar."""
+        """Mask values along an axis of a weight: (D,), (I,), (H * head_dim,), (G * head_dim,) or a scalar.
+
+        `query_head` is `query` without the factor of the KV group, which the group's values carry already.
+        """
         if axis == "hidden":
             return self.values["hidden"]
         if layer is None:
@@ -94,8 +99,9 @@ class MaskValues:
             return self.values["layer"][layer]
         if axis == "intermediate":
             return self.values["intermediate"][layer]
-        heads = self.source.heads_per_group if axis == "query" else 1
-        return self.values["head"][layer].repeat_interleave(heads * self.source.head_dim)
+        group, heads = self.values["head"][layer], self.values["query_head"][layer]
+        by_head = {"key_value": group, "query_head": heads.flatten(), "query": (group[:, None] * heads).flatten()}
+        return by_head[axis].repeat_interleave(self.source.head_dim)
 
     def rule(self, name: str) -> tuple[Axes, int | None]:
         """The rule for a parameter and the layer it is in.
@@ -127,11 +133,15 @@ class MaskValues:
         """
         axes, layer = self.rule(name)
         for axis in axes.scale_rows:
+            if axis not in self.masked:
+                continue
             values = self.along(axis, layer).to(weight.dtype)
             if rows is not None and values.ndim:
                 values = values[rows]
             weight = weight * (values[:, None] if values.ndim and weight.ndim == 2 else values)
         for axis in axes.scale_columns:
+            if axis not in self.masked or weight.ndim == 1:  # a bias has no columns
+                continue
             values = self.along(axis, layer).to(weight.dtype)
             weight = weight * (values if columns is None else values[columns])
         return weight

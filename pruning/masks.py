@@ -1,9 +1,10 @@
 """The mask set of a model: one gate for each hidden coordinate, layer, KV group and intermediate unit that may go.
 
-    hidden        (D,)    a coordinate of the residual stream, everywhere
-    layer         (L,)    a block: its attention and its MLP
-    head          (L, G)  a KV group with its query heads (a single head where attention is multi-head)
-    intermediate  (L, I)  a unit of the MLP
+    hidden        (D,)       a coordinate of the residual stream, everywhere
+    layer         (L,)       a block: its attention and its MLP
+    head          (L, G)     a KV group with its query heads (a single head where attention is multi-head)
+    intermediate  (L, I)     a unit of the MLP
+    query_head    (L, G, g)  a query head inside a KV group; every group keeps equally many
 
 A dimension whose target equals its source gets no mask: a constraint of zero sparsity is never met exactly and its
 multipliers would climb for ever. What masks do to weights is in `pruning.masked_weights`.
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from pruning.shape import BackboneShape
 
-DIMENSIONS = ("hidden", "layer", "head", "intermediate")
+DIMENSIONS = ("hidden", "layer", "head", "intermediate", "query_head")
 
 
 def mask_shapes(source: BackboneShape) -> dict[str, tuple[int, ...]]:
@@ -41,6 +42,7 @@ def mask_shapes(source: BackboneShape) -> dict[str, tuple[int, ...]]:
         "layer": (layers,),
         "head": (layers, source.num_kv_heads),
         "intermediate": (layers, source.intermediate_size),
+        "query_head": (layers, source.num_kv_heads, source.heads_per_group),
     }
 
 
@@ -115,9 +117,9 @@ def expected_parameters(scores: Mapping[str, Tensor], source: BackboneShape) -> 
     """
     shape = mask_shapes(source)
     ones = {name: torch.ones(size) for name, size in shape.items()}
-    hidden, layer, head, intermediate = (scores.get(name, ones[name]) for name in DIMENSIONS)
+    hidden, layer, head, intermediate, query_head = (scores.get(name, ones[name]) for name in DIMENSIONS)
     attention_layer, mlp_layer = scores.get("head_layer", layer), scores.get("mlp", layer)
-    per_group = source.attention_parameters / source.hidden_size / source.num_kv_heads
-    attention = per_group * (attention_layer[:, None] * head).sum()
+    in_group = 2 * source.head_dim * (query_head.sum(dim=-1) + 1)  # a column of q and o for each query head, k and v
+    attention = (attention_layer[:, None] * head * in_group).sum()
     mlp = 3 * (mlp_layer[:, None] * intermediate).sum()
     return hidden.sum() * (attention + mlp)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pruning.corpus import Corpus
 
 
+IGNORED = -100  # a label that counts for no loss
+
+
 class MixedSequences(Dataset[dict[str, torch.Tensor]]):
     """A fixed number of training sequences, drawn from a corpus.
 
@@ -33,12 +36,23 @@ class MixedSequences(Dataset[dict[str, torch.Tensor]]):
         length: tokens in a sequence.
         count: sequences to draw.
         seed: of the draws and shuffles.
+        separate_documents: as in `packed`.
 
     Raises:
         CorpusError: a proportion for an unknown domain, or none above zero.
     """
 
-    def __init__(self, corpus: Corpus, proportions: Mapping[str, float], length: int, count: int, seed: int) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        proportions: Mapping[str, float],
+        length: int,
+        count: int,
+        seed: int,
+        *,
+        separate_documents: bool = False,
+    ) -> None:
+        self.start_token = corpus.bos_token_id if separate_documents else None
         self.proportions = normalised_proportions(corpus, proportions)
         self.seed = seed
         generator = np.random.default_rng(seed)
@@ -88,23 +102,47 @@ class MixedSequences(Dataset[dict[str, torch.Tensor]]):
         return len(self.row_of)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        row = self.sources[self.domain_of[index]][self.row_of[index]]
-        tokens = torch.from_numpy(row.astype(np.int64))  # (length,)
-        return {"input_ids": tokens, "labels": tokens}
+        return packed(self.sources[self.domain_of[index]][self.row_of[index]], self.start_token)
 
 
 class HeldOutSequences(Dataset[dict[str, torch.Tensor]]):
     """The first sequences of a domain's held-out text, in order; at most `limit` of them."""
 
-    def __init__(self, corpus: Corpus, domain: str, length: int, limit: int) -> None:
+    def __init__(
+        self, corpus: Corpus, domain: str, length: int, limit: int, *, separate_documents: bool = False
+    ) -> None:
+        self.start_token = corpus.bos_token_id if separate_documents else None
         self.rows = corpus.sequences(domain, "held_out", length)[:limit]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        tokens = torch.from_numpy(self.rows[index].astype(np.int64))
-        return {"input_ids": tokens, "labels": tokens}
+        return packed(self.rows[index], self.start_token)
+
+
+def packed(row: NDArray[np.unsignedinteger], start_token: int | None = None) -> dict[str, torch.Tensor]:
+    """One sequence as the model reads it.
+
+    Args:
+        row: token ids, (length,).
+        start_token: first token of every document, to keep documents apart: positions start at 0 with each, from which
+            transformers' Llama derives an attention mask that does not cross them, and no document's start is
+            predicted from the end of another. None reads the row as one text.
+
+    Returns:
+        input_ids and labels, and position_ids where documents are kept apart; int64, (length,). The first label counts
+        as absent, since nothing predicts it.
+    """
+    tokens = torch.from_numpy(row.astype(np.int64))
+    labels = tokens.clone()
+    labels[0] = IGNORED
+    if start_token is None:
+        return {"input_ids": tokens, "labels": labels}
+    starts = tokens == start_token
+    places = torch.arange(len(tokens))
+    last_start = torch.where(starts, places, 0).cummax(dim=0).values
+    return {"input_ids": tokens, "labels": labels.masked_fill(starts, IGNORED), "position_ids": places - last_start}
 
 
 def normalised_proportions(corpus: Corpus, proportions: Mapping[str, float]) -> dict[str, float]:

@@ -23,7 +23,7 @@ WEIGHTS = "model.safetensors"
 HEADER_ROOM = 2**18  # bytes; the 147 tensors of Llama-3.2-1B need a sixteenth of it
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 INDEX = "model.safetensors.index.json"
-NOT_CARRIED = re.compile(r"\.safetensors$|\.index\.json$|\.jsonl$|\.bin$|^masks\.json$|^config\.json$|^\.")
+NOT_CARRIED = re.compile(r"\.safetensors$|\.index\.json$|\.jsonl$|\.bin$|\.svg$|^masks\.json$|^config\.json$|^\.")
 
 
 def read_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
-from drama_models.errors import ShapeError
+from drama_models.errors import ModelFolderError, RecipeError
 from drama_models.recipe import load_recipe
-from pruning.learn_masks import LearnMasksRecipe
-from pruning.presets import PRESETS
-from pruning.recover import RecoverRecipe
+from pruning.learn_masks import LearnMasksRecipe, LearnMasksSettings
+from pruning.presets import recipe_path
+from pruning.run import RunRecipe
 from pruning.shape import BackboneShape
 
 TRAINED_BYTES = 16  # a parameter in float32: weight, gradient, and Adam's two moments
@@ -26,9 +26,7 @@ class PlanRecipe:
     model: Path
     """Source folder; only its configuration is read."""
     target: str = "drama-base"
-    """Name of a preset, or path of a learn-masks recipe."""
-    recover_recipe: Path | None = None
-    """Recipe of the recovery stage, for its token budget; Sheared-LLaMA's by default."""
+    """Name of a preset, or path of a recipe for `run` or for `learn-masks`."""
 
 
 @dataclass(frozen=True)
@@ -73,43 +71,48 @@ def plan(recipe: PlanRecipe) -> Plan:
     """Work out shapes, parameters, memory and tokens.
 
     Raises:
-        ShapeError: no such preset or recipe, or a target that the source cannot be cut to.
-        RecipeError: a recipe that cannot be read.
+        ShapeError: a target that the source cannot be cut to.
+        RecipeError: no such preset, or a recipe that cannot be read.
         ModelFolderError: the folder has no configuration.
     """
+    if not (recipe.model / "config.json").is_file():
+        raise ModelFolderError(f"{recipe.model} has no config.json; pass the folder of a Llama-shaped model.")
     config: Any = AutoConfig.from_pretrained(recipe.model)
     source = BackboneShape.of(config)
-    expanded = None
-    # the token budget does not depend on where folders lie
-    folders: dict[str, Any] = {"model": recipe.model, "corpus": Path("corpus"), "out": Path("out")}
-    if recipe.target in PRESETS:
-        preset = PRESETS[recipe.target]
-        origin, wanted = f"{recipe.target} ({preset.source})", preset.target
-        if preset.multi_head and source.num_kv_heads != source.num_heads:
-            expanded = replace(source, num_kv_heads=source.num_heads)
-        masks = LearnMasksRecipe(target=wanted, **folders)
-    elif Path(recipe.target).is_file():
-        masks = load_recipe(LearnMasksRecipe, Path(recipe.target), **folders)
-        origin, wanted = recipe.target, masks.target
-    else:
-        raise ShapeError(
-            f"There is no preset and no recipe file called {recipe.target!r}; presets: {', '.join(PRESETS)}."
-        )
-    recovery = (
-        load_recipe(RecoverRecipe, recipe.recover_recipe, **folders)
-        if recipe.recover_recipe
-        else RecoverRecipe(steps=48_000, batch_size=256, warmup_steps=1440, **folders)
-    )
+    wanted = read_run_recipe(recipe.target, recipe.model)
+    expand = wanted.expand_kv_heads and source.num_kv_heads != source.num_heads
+    expanded = replace(source, num_kv_heads=source.num_heads) if expand else None
+    masks, recovery = wanted.learn_masks, wanted.recover
     return Plan(
-        origin=origin,
+        origin=wanted.origin,
         source=source,
         expanded=expanded,
-        target=(expanded or source).cut_to(wanted),
+        target=(expanded or source).cut_to(masks.target),
         vocabulary=config.vocab_size,
         tied=bool(config.tie_word_embeddings),
         mask_tokens=masks.steps * masks.batch_size * masks.sequence_length,
         recover_tokens=recovery.steps * recovery.batch_size * recovery.sequence_length,
     )
+
+
+def read_run_recipe(name: str, model: Path) -> RunRecipe:
+    """Settings of a whole run from a preset's name, or from a recipe for `run` or for `learn-masks`.
+
+    Raises:
+        RecipeError: no such preset, or a recipe that cannot be read.
+    """
+    path = recipe_path(name)
+    # neither shapes nor the token budget depend on where the other folders lie
+    folders: dict[str, Any] = {"model": model, "corpus": Path("corpus"), "out": Path("out")}
+    try:
+        return load_recipe(RunRecipe, path, **folders)
+    except RecipeError as error:
+        try:
+            learn = load_recipe(LearnMasksRecipe, path, **folders)
+        except RecipeError:
+            raise error from None
+    settings = {field.name: getattr(learn, field.name) for field in fields(LearnMasksSettings)}
+    return RunRecipe(origin=str(path), learn_masks=LearnMasksSettings(**settings), **folders)
 
 
 def _row(name: str, shape: BackboneShape, vocabulary: int, *, tied: bool) -> str:

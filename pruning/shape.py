@@ -25,7 +25,9 @@ class TargetShape:
     num_layers: int | None = None
     """Transformer blocks."""
     num_heads: int | None = None
-    """Query heads in each layer; with grouped-query attention whole KV groups are dropped."""
+    """Query heads in each layer."""
+    num_kv_heads: int | None = None
+    """KV heads in each layer. Left out, KV groups are kept or dropped whole; else query heads go inside groups too."""
     intermediate_size: int | None = None
     """Width of each MLP."""
 
@@ -68,29 +70,24 @@ class BackboneShape:
         sizes = {field.name: getattr(self, field.name) for field in fields(self)}
         for field in fields(target):
             wanted, source = getattr(target, field.name), sizes[field.name]
-            if wanted is None:
-                continue
-            least = max(1, int(source * (1 - MAX_SPARSITY)) + 1)
-            if not least <= wanted <= source:
+            if wanted is not None:
+                _check_size(field.name, wanted, source)
+                sizes[field.name] = wanted
+        if target.num_kv_heads is None:
+            sizes["num_kv_heads"] = _whole_groups(sizes["num_heads"], self.heads_per_group)
+        else:
+            fitting = [target.num_kv_heads * heads for heads in range(1, self.heads_per_group + 1)]
+            if sizes["num_heads"] not in fitting:
                 raise ShapeError(
-                    f"Target {field.name}={wanted} cannot be cut from a source with {field.name}={source}; "
-                    f"choose between {least} and {source}."
+                    f"Target num_heads={sizes['num_heads']} does not fit num_kv_heads={target.num_kv_heads}: a KV "
+                    f"group of the source has {self.heads_per_group} query heads; set num_heads to one of {fitting}."
                 )
-            sizes[field.name] = wanted
-        group = self.heads_per_group
-        if sizes["num_heads"] % group:
-            below = sizes["num_heads"] // group * group
-            raise ShapeError(
-                f"Target num_heads={sizes['num_heads']} splits a KV group of {group} query heads; "
-                f"try num_heads={below or group}, or expand the KV heads first (`python -m pruning expand-kv-heads`)."
-            )
         if sizes["hidden_size"] % sizes["num_heads"]:
             below = sizes["hidden_size"] // sizes["num_heads"] * sizes["num_heads"]
             raise ShapeError(
                 f"Target hidden_size={sizes['hidden_size']} is not a multiple of num_heads={sizes['num_heads']}, which "
                 f"transformers refuses in a Llama configuration; try hidden_size={below or sizes['num_heads']}."
             )
-        sizes["num_kv_heads"] = sizes["num_heads"] // group
         return BackboneShape(**sizes)
 
     @property
@@ -122,3 +119,23 @@ class BackboneShape:
         """All weights, with one embedding matrix and, if it is not tied to it, the head's."""
         matrices = 2 if has_lm_head and not tied else 1
         return self.non_embedding_parameters + matrices * vocabulary * self.hidden_size
+
+
+def _check_size(name: str, wanted: int, source: int) -> None:
+    least = max(1, int(source * (1 - MAX_SPARSITY)) + 1)
+    if not least <= wanted <= source:
+        raise ShapeError(
+            f"Target {name}={wanted} cannot be cut from a source with {name}={source}; "
+            f"choose between {least} and {source}."
+        )
+
+
+def _whole_groups(num_heads: int, group: int) -> int:
+    """KV heads that stay with this many query heads, where groups are not cut inside."""
+    if num_heads % group:
+        below = num_heads // group * group
+        raise ShapeError(
+            f"Target num_heads={num_heads} splits a KV group of {group} query heads; try num_heads={below or group}, "
+            "set num_kv_heads to cut inside groups, or expand the KV heads first (`python -m pruning expand-kv-heads`)."
+        )
+    return num_heads // group

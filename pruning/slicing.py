@@ -66,18 +66,21 @@ def sliced_shape(masks: MaskValues) -> BackboneShape:
         ShapeError: kept layers differ in heads or intermediate size, which a stock Llama cannot have.
     """
     source, layers = masks.source, masks.kept_layers()
-    groups = {int((masks.values["head"][layer] != 0).sum()) for layer in layers}
-    units = {int((masks.values["intermediate"][layer] != 0).sum()) for layer in layers}
-    if len(groups) != 1 or len(units) != 1:
+    kept = {name: masks.values[name] != 0 for name in ("head", "query_head", "intermediate")}
+    groups = {int(kept["head"][layer].sum()) for layer in layers}
+    heads = {int(count) for layer in layers for count in kept["query_head"][layer][kept["head"][layer]].sum(dim=-1)}
+    units = {int(kept["intermediate"][layer].sum()) for layer in layers}
+    if not len(groups) == len(heads) == len(units) == 1:
         raise ShapeError(
-            f"Kept layers have {sorted(groups)} KV groups and {sorted(units)} intermediate units; every layer must "
-            "have the same numbers: use masks cut to the target sizes."
+            f"Kept layers have {sorted(groups)} KV groups of {sorted(heads)} query heads and {sorted(units)} "
+            "intermediate units; every layer must have the same numbers: use masks cut to the target sizes."
         )
+    num_kv_heads = groups.pop()
     return BackboneShape(
         hidden_size=masks.kept_hidden,
         num_layers=len(layers),
-        num_heads=groups.copy().pop() * source.heads_per_group,
-        num_kv_heads=groups.pop(),
+        num_heads=num_kv_heads * heads.pop(),
+        num_kv_heads=num_kv_heads,
         head_dim=source.head_dim,
         intermediate_size=units.pop(),
     )

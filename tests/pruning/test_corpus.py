@@ -105,7 +105,8 @@ def test_the_order_follows_from_the_seed_and_uses_each_sequence_once_a_round(cor
     assert one.epochs == {"long": 2.0, "short": 0.0}
     item = one[3]
     np.testing.assert_array_equal(item["input_ids"], corpus.sequences("long", "train", 32)[one.row_of[3]])
-    assert item["labels"] is item["input_ids"]
+    np.testing.assert_array_equal(item["labels"][1:], item["input_ids"][1:])
+    assert item["labels"][0] == -100
 
 
 def test_domains_are_drawn_by_proportion(corpus_folder: Path) -> None:

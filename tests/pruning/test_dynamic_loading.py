@@ -15,8 +15,9 @@ from scipy.special import softmax
 from transformers import AutoModelForCausalLM
 
 from drama_models.errors import CorpusError
+from pruning.checkpoints import last_checkpoint
 from pruning.corpus import Corpus
-from pruning.language_modelling import LanguageModelTrainer, last_complete_checkpoint
+from pruning.language_modelling import LanguageModelTrainer
 from pruning.mixture import MixedSequences
 from pruning.proportions import read_reference_losses, updated_proportions
 from pruning.recover import RecoverRecipe, recover
@@ -122,7 +123,7 @@ def test_a_run_follows_the_rule_and_resumes_bit_exactly(
     recipe = recipe_with(llama_folder, corpus_folder, tmp_path / "cut", reference_losses=reference_file)
     with pytest.raises(InterruptedRunError):
         recover(recipe)
-    kept = last_complete_checkpoint(recipe.out)
+    kept = last_checkpoint(recipe.out)
     assert kept is not None
     assert kept.name == "checkpoint-5"
     resumed, seen["cut"] = True, []

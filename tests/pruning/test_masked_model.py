@@ -73,7 +73,8 @@ def by_hand(model: LlamaForCausalLM, values: dict[str, torch.Tensor], ids: torch
 
     for index, layer in enumerate(model.model.layers):
         out_scale = values["layer"][index] * hidden
-        head = values["head"][index].repeat_interleave(shape.heads_per_group * shape.head_dim)
+        head = (values["head"][index][:, None] * values["query_head"][index]).flatten()
+        head = head.repeat_interleave(shape.head_dim)
         units = values["intermediate"][index]
         handles += [
             layer.input_layernorm.register_forward_hook(norm),
@@ -90,7 +91,7 @@ def by_hand(model: LlamaForCausalLM, values: dict[str, torch.Tensor], ids: torch
     return logits
 
 
-KEEP = {"hidden": 15, "layer": 2, "head": 1, "intermediate": 9}
+KEEP = {"hidden": 15, "layer": 2, "head": 1, "intermediate": 9, "query_head": 1}
 IDS = torch.randint(0, 31, (2, 11), generator=torch.Generator().manual_seed(1))
 
 
@@ -134,15 +135,26 @@ def sliced(model: LlamaForCausalLM, values: dict[str, torch.Tensor]) -> LlamaFor
     per_head=st.integers(1, 6),
     layer=st.integers(1, 3),
     units=st.integers(1, 20),
+    eps=st.sampled_from([1e-6, 1e-2]),
+    query_heads=st.integers(1, 4),
 )
 def test_sliced_equals_masked_and_counts_its_parameters(
-    kv_heads: int, tied: bool, bias: bool, seed: int, per_head: int, layer: int, units: int
+    kv_heads: int,
+    tied: bool,
+    bias: bool,
+    seed: int,
+    per_head: int,
+    layer: int,
+    units: int,
+    eps: float,
+    query_heads: int,
 ) -> None:
     torch.manual_seed(seed)
-    model = make_llama(kv_heads=kv_heads, tied=tied, bias=bias)
+    model = make_llama(kv_heads=kv_heads, tied=tied, bias=bias, eps=eps)
     groups = 1 + seed % kv_heads
-    hidden = per_head * groups * 4 // kv_heads  # transformers wants a multiple of the query heads
-    keep = {"hidden": hidden, "layer": layer, "head": groups, "intermediate": units}
+    query_heads = min(query_heads, 4 // kv_heads)  # in each group
+    hidden = per_head * groups * query_heads  # transformers wants a multiple of the query heads
+    keep = {"hidden": hidden, "layer": layer, "head": groups, "intermediate": units, "query_head": query_heads}
     values = random_masks(model, keep, seed)
     small = sliced(model, values)
     masked = MaskedCausalLM(model, Masks(*(BackboneShape.of(model.config),) * 2), 0)
@@ -151,6 +163,7 @@ def test_sliced_equals_masked_and_counts_its_parameters(
         torch.testing.assert_close(small(input_ids=IDS).logits, expected, atol=2e-5, rtol=1e-3)
     shape = BackboneShape.of(small.config)
     assert (shape.hidden_size, shape.num_layers, shape.intermediate_size) == (hidden, layer, units)
+    assert (shape.num_heads, shape.num_kv_heads) == (groups * query_heads, groups)
     if not bias:
         counted = sum(parameter.numel() for parameter in small.parameters())
         assert shape.total_parameters(31, tied=tied) == counted

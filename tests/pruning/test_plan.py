@@ -41,7 +41,7 @@ def test_counts_are_the_published_ones(llama_1b: Path) -> None:
     assert made.target.non_embedding_parameters == 113_265_408
     assert made.target.num_kv_heads == 12
     assert made.mask_tokens == 3200 * 32 * 4096
-    assert made.recover_tokens == 48_000 * 256 * 4096
+    assert made.mask_tokens + made.recover_tokens == pytest.approx(25e9, rel=0.01)  # arXiv 2502.18460, section 4.3
     grouped = plan(PlanRecipe(model=llama_1b, target="drama-base-gqa"))
     assert grouped.expanded is None
     assert grouped.target.non_embedding_parameters == 102_648_576
@@ -71,14 +71,14 @@ def test_a_recipe_can_be_planned_and_the_command_prints_it(llama_1b: Path, tmp_p
     recipe.write_text("steps: 10\nbatch_size: 2\nsequence_length: 64\ntarget: {num_layers: 4}\n", encoding="utf-8")
     made = plan(PlanRecipe(model=llama_1b, target=str(recipe)))
     assert (made.target.num_layers, made.target.hidden_size, made.mask_tokens) == (4, 2048, 1280)
-    command = [sys.executable, "-m", "pruning", "plan", "--model", str(llama_1b), "--target"]
+    command = [sys.executable, "-m", "pruning", "plan", str(llama_1b), "--target"]
     result = subprocess.run([*command, "drama-base"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "113,265,408" in result.stdout
-    assert "next: python -m pruning expand-kv-heads" in result.stdout
+    assert f"next: python -m pruning run drama-base --model {llama_1b}" in result.stdout
     result = subprocess.run([*command, "drama-huge"], capture_output=True, text=True)
     assert result.returncode == 2
-    assert "no preset and no recipe file called 'drama-huge'; presets: drama-base" in result.stderr
+    assert "no preset and no recipe file called 'drama-huge'; presets: drama-base-gqa" in result.stderr
 
 
 def test_a_source_that_is_too_small_is_refused(llama_folder: Path) -> None:

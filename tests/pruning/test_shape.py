@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from drama_models.errors import ShapeError
+from pruning.lagrangian import target_sparsities
 from pruning.masks import expected_parameters, mask_shapes
 from pruning.shape import BackboneShape, TargetShape
 
@@ -52,13 +53,28 @@ def test_published_shape_from_the_expanded_source() -> None:
         ({"num_layers": 17}, r"num_layers=17 cannot be cut .* choose between 1 and 16"),
         ({"hidden_size": 64}, r"hidden_size=64 .* choose between 97 and 2048"),
         ({"intermediate_size": 0}, r"intermediate_size=0 .* choose between"),
-        ({"num_heads": 10}, r"num_heads=10 splits a KV group of 4 .* try num_heads=8, or expand the KV heads"),
+        (
+            {"num_heads": 10},
+            r"num_heads=10 splits a KV group of 4 .* try num_heads=8, set num_kv_heads .* or expand",
+        ),
+        ({"num_heads": 10, "num_kv_heads": 4}, r"num_heads=10 does not fit num_kv_heads=4: .* one of \[4, 8, 12, 16\]"),
         ({"hidden_size": 1000, "num_heads": 12}, r"hidden_size=1000 is not a multiple .* try hidden_size=996"),
     ],
 )
 def test_impossible_targets_name_a_possible_one(target: dict[str, int], message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         LLAMA_1B.cut_to(TargetShape(**target))
+
+
+def test_query_heads_can_be_cut_inside_groups() -> None:
+    target = LLAMA_1B.cut_to(TargetShape(hidden_size=768, num_heads=12, num_kv_heads=6))
+    assert (target.num_heads, target.num_kv_heads, target.heads_per_group) == (12, 6, 2)
+    assert target_sparsities(mask_shapes(LLAMA_1B), mask_shapes(target)) == {
+        "hidden": 0.625, "head": 0.25, "query_head": 0.5,
+    }  # fmt: skip
+    half = {"query_head": torch.full((16, 8, 4), 0.5)}
+    expected = 16 * (2048 * 64 * 2 * (16 + 8) + LLAMA_1B.mlp_parameters)
+    assert expected_parameters(half, LLAMA_1B).item() == expected
 
 
 def test_sizes_that_are_left_out_stay() -> None:

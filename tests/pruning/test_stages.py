@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from drama_models.errors import CorpusError, ShapeError, TrainingError
 from drama_models.provenance import chain, read_provenance
+from pruning.checkpoints import last_checkpoint, writing_folder
 from pruning.corpus import Corpus, tokenise
 from pruning.held_out import held_out_figures
-from pruning.language_modelling import checkpoint_folder, last_complete_checkpoint
 from pruning.learn_masks import LearnMasksRecipe, learn_masks, load_masks
 from pruning.recover import RecoverRecipe, read_log, recover
 from pruning.shape import TargetShape
@@ -125,10 +125,10 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
         with pytest.raises(InterruptedRunError):
             recover(recipe)
     assert not recipe.out.exists()
-    kept = last_complete_checkpoint(recipe.out)
+    kept = last_checkpoint(recipe.out)
     assert kept is not None
     assert kept.name == "checkpoint-4"
-    (checkpoint_folder(recipe.out) / "checkpoint-8").mkdir()  # what a kill in the middle of writing leaves
+    (writing_folder(recipe.out) / "checkpoint-8").mkdir(parents=True)  # what a kill in the middle of writing leaves
     resumed = recover(recipe)
     assert resumed["figures"]["held_out"] == whole["figures"]["held_out"]
     one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "cut"))
@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(llama_folder: Path, corpus_fold
     with pytest.raises(TrainingError, match=r"The loss is (nan|inf) at step \d+; .*last checkpoint"):
         recover(recipe)
     assert not (tmp_path / "made").exists()
-    assert last_complete_checkpoint(tmp_path / "made") is not None
+    assert last_checkpoint(tmp_path / "made") is not None
 
 
 def test_what_does_not_fit_is_refused_before_training(llama_folder: Path, corpus_folder: Path, tmp_path: Path) -> None:
