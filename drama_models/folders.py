@@ -6,6 +6,7 @@ of the same folder removes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -73,6 +74,15 @@ def sha256_of_folder(folder: str | Path) -> str:
         if not any(part.startswith(".") for part in name.parts):
             digest.update(f"{name.as_posix()}\0{sha256_of_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether an error says that there is no room for a file: as such, or in the words of safetensors or torch."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    text = str(error)
+    codes = (f"(os error {code})" for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    return any(code in text for code in codes) or "PytorchStreamWriter failed" in text or "unexpected pos" in text
 
 
 def inside(folder: str | Path, name: str) -> Path:

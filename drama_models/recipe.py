@@ -8,14 +8,17 @@ A field that the stage does not know, or a value of the wrong kind, is an error 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import yaml
+from safetensors import SafetensorError
 
 from drama_models.errors import DramaError, RecipeError
+from drama_models.folders import disk_is_full
 from drama_models.progress import hide_loading_bars
 
 if TYPE_CHECKING:
@@ -73,9 +76,17 @@ def run_command(
         return 0 if list(arguments[:1]) in (["-h"], ["--help"]) else 2
     hide_loading_bars()
     try:
-        print(commands[arguments[0]][0](list(arguments[1:])))  # noqa: T201
+        made = commands[arguments[0]][0](list(arguments[1:]))
+        if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun one speaks
+            print(made)  # noqa: T201
     except DramaError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not disk_is_full(error):
+            raise
+        room = "there is no room left on the disk; what was finished is kept. Make room and give the same command again"
+        print(f"error: {room} ({error}).", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on at its last checkpoint", file=sys.stderr)  # noqa: T201

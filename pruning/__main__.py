@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from drama_models.recipe import parse_recipe, run_command
 
@@ -29,6 +30,8 @@ class SliceRecipe:
     """Folder made by learn-masks."""
     out: Path
     """Folder to make: a stock Llama folder of the target shape."""
+    gates: Literal["soft", "hard"] = "soft"
+    """Value of a kept gate: soft as learned, or hard, 1, which is better after a short mask stage."""
     force: bool = False
     """Cut even if the masks' expected sizes are not near their targets."""
 
@@ -68,9 +71,8 @@ def _slice(arguments: list[str]) -> str:
     from pruning.slicing import slice_folder
 
     recipe = parse_recipe(SliceRecipe, arguments, command="python -m pruning slice")
-    shape = slice_folder(
-        recipe.model, load_masks(recipe.model, force=recipe.force), recipe.out, {"force": recipe.force}
-    )
+    settings: dict[str, Any] = {"force": recipe.force, "gates": recipe.gates}
+    shape = slice_folder(recipe.model, load_masks(recipe.model, **settings), recipe.out, settings)
     return f"made {recipe.out}: {shape}; next: python -m pruning recover --model {recipe.out} ..."
 
 

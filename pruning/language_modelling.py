@@ -248,6 +248,7 @@ def training_arguments(recipe: LanguageModellingRecipe) -> TrainingArguments:
         "logging_steps": recipe.log_every,
         "logging_nan_inf_filter": False,
         "save_steps": recipe.save_every,
+        "ddp_find_unused_parameters": False,
         "remove_unused_columns": False,
         "report_to": "none",
         "disable_tqdm": True,

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from drama_models.errors import TrainingError
+from drama_models.errors import ModelFolderError, TrainingError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import read_provenance, write_provenance
 from pruning.checkpoints import LOG, keep_log, remove_checkpoints
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
+Gates = Literal["soft", "hard"]
 MASKS = "masks.safetensors"
 TOLERANCE = 0.05  # of a dimension's source size: how far its expected size may miss the target
 
@@ -74,7 +75,7 @@ class MaskTrainer(LanguageModelTrainer):
         targets = {name: float(target) for name, (_, target) in model.masks.expected_sizes().items()}
         super().__init__(recipe, model, corpus, targets)
         self.recipe = recipe
-        self.add_callback(_StepCounter(model))
+        self.add_callback(_MaskSteps(model))
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
         """The three-group optimiser of this stage."""
@@ -137,16 +138,22 @@ def learn_masks(recipe: LearnMasksRecipe) -> dict[str, Any]:
     return read_provenance(recipe.out) or {}
 
 
-def load_masks(folder: Path, *, force: bool = False) -> dict[str, torch.Tensor]:
+def load_masks(folder: Path, *, force: bool = False, gates: Gates = "soft") -> dict[str, torch.Tensor]:
     """Deterministic masks, cut to the target, of a folder that `learn_masks` made.
 
     Args:
         folder: the made folder.
         force: cut even if a dimension's expected size is not near its target.
+        gates: value of a kept gate: `soft`, as learned and as in LLM-Shearing, or `hard`, 1. After a long run kept
+            gates are close to 1 and it makes no difference; after a short one soft values shrink weights that stay,
+            which costs more than it tells (`benchmarks/pruning_quality.py`).
 
     Raises:
+        ModelFolderError: no masks in this folder.
         TrainingError: the masks have not converged; the message says by how much each dimension misses.
     """
+    if not (folder / "masks.json").is_file():
+        raise ModelFolderError(f"{folder} has no masks.json; pass a folder made by `python -m pruning learn-masks`.")
     record = json.loads((folder / "masks.json").read_text(encoding="utf-8"))
     source, target = BackboneShape(**record["source"]), BackboneShape(**record["target"])
     masks = Masks(source, target)
@@ -163,7 +170,8 @@ def load_masks(folder: Path, *, force: bool = False) -> dict[str, torch.Tensor]:
             f"The masks in {folder} have not converged: {'; '.join(missed.values())}. "
             "Set more steps or a shorter sparsity_warmup_steps, or slice with --force."
         )
-    return masks.deterministic(at_target=True)
+    values = masks.deterministic(at_target=True)
+    return values if gates == "soft" else {name: (value != 0).to(value.dtype) for name, value in values.items()}
 
 
 def _write_folder(recipe: LearnMasksRecipe, model: MaskedCausalLM, figures: dict[str, Any]) -> None:
@@ -194,11 +202,18 @@ def _write_folder(recipe: LearnMasksRecipe, model: MaskedCausalLM, figures: dict
     remove_checkpoints(recipe.out)
 
 
-class _StepCounter(TrainerCallback):
-    """Tells the constraint how far its warm-up is: completed optimiser steps, also after a resume."""
+class _MaskSteps(TrainerCallback):
+    """Tells the constraint how far its warm-up is, also after a resume, and keeps gates in their range.
+
+    Forward passes clamp too, but under FSDP what they see is a copy.
+    """
 
     def __init__(self, model: MaskedCausalLM) -> None:
         self.model = model
+        model.masks.clamp()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         self.model.step.fill_(state.global_step)
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.model.masks.clamp()

@@ -50,6 +50,7 @@ class MaskedCausalLM(nn.Module):
         self.penalty = 0.0  # of the last training call, for the log
         self._eps = expose_norm_eps(model)
         self.register_state_dict_post_hook(_drop_tied_head)
+        self.register_load_state_dict_pre_hook(_restore_tied_head)
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, **inputs: Any) -> CausalLMOutput:
         """Call the model under masks; inputs, shapes and outputs as of LlamaForCausalLM.
@@ -105,3 +106,10 @@ def _drop_tied_head(module: nn.Module, state: dict[str, Tensor], prefix: str, me
     """A tied head is the embedding matrix under a second name, which safetensors refuses to store twice."""
     if getattr(module, "tied", False):
         state.pop(f"{prefix}model.lm_head.weight", None)
+
+
+def _restore_tied_head(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """The other way: torch asks for every name, tied or not."""
+    embedding = state.get(f"{prefix}model.model.embed_tokens.weight")
+    if getattr(module, "tied", False) and embedding is not None:
+        state[f"{prefix}model.lm_head.weight"] = embedding

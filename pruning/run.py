@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig
 
@@ -20,7 +20,7 @@ from drama_models.provenance import plain_settings, read_provenance
 from pruning.checkpoints import FREE_SETTINGS
 from pruning.distributed import world_size
 from pruning.kv_heads import expand_folder
-from pruning.learn_masks import LearnMasksRecipe, LearnMasksSettings, learn_masks, load_masks
+from pruning.learn_masks import Gates, LearnMasksRecipe, LearnMasksSettings, learn_masks, load_masks
 from pruning.recover import RecoverRecipe, RecoverSettings, recover
 from pruning.shape import BackboneShape
 from pruning.slicing import slice_folder
@@ -49,6 +49,8 @@ class RunRecipe:
     """Settings of the mask stage, the target among them."""
     recover: RecoverSettings = field(default_factory=RecoverSettings)
     """Settings of continued pretraining."""
+    gates: Gates = "soft"
+    """Value of a kept gate in slicing: soft as learned, or hard, 1, which is better after a short mask stage."""
     force: bool = False
     """Slice even if the masks have not converged."""
 
@@ -81,8 +83,8 @@ def run(recipe: RunRecipe) -> BackboneShape:
     masks, sliced = recipe.out / "masks", recipe.out / "sliced"
     learn = LearnMasksRecipe(model=model, corpus=recipe.corpus, out=masks, **vars(recipe.learn_masks))
     _stage(masks, learn, lambda: learn_masks(learn))
-    force = {"force": recipe.force}
-    _stage(sliced, force, lambda: slice_folder(masks, load_masks(masks, force=recipe.force), sliced, force))
+    cut: dict[str, Any] = {"force": recipe.force, "gates": recipe.gates}
+    _stage(sliced, cut, lambda: slice_folder(masks, load_masks(masks, **cut), sliced, cut))
     again = RecoverRecipe(
         model=sliced, corpus=recipe.recover_corpus or recipe.corpus, out=recipe.backbone, **vars(recipe.recover)
     )

@@ -210,9 +210,7 @@ def test_a_tied_head_is_stored_once(tmp_path: Path) -> None:
     masked = MaskedCausalLM(model, Masks(source, source), 0)
     save_file(masked.state_dict(), tmp_path / "state.safetensors")
     restored = make_llama(tied=True)
-    MaskedCausalLM(restored, Masks(source, source), 0).load_state_dict(
-        load_file(tmp_path / "state.safetensors"), strict=False
-    )
+    MaskedCausalLM(restored, Masks(source, source), 0).load_state_dict(load_file(tmp_path / "state.safetensors"))
     torch.testing.assert_close(restored.lm_head.weight, model.lm_head.weight)
 
 
@@ -247,3 +245,47 @@ def test_gradient_checkpointing_and_autocast_work_under_masks() -> None:
         lower = masked.call_with(values, input_ids=IDS, labels=IDS).loss
     torch.testing.assert_close(lower.float(), plain, atol=0.05, rtol=0.02)
     assert isinstance(checkpointed, torch.Tensor)
+
+
+def test_accumulated_parts_share_one_penalty() -> None:
+    model = make_llama()
+    source = BackboneShape.of(model.config)
+    masked = MaskedCausalLM(model, Masks(source, source.cut_to(TargetShape(hidden_size=16))), 0).train()
+    masked.lagrangian.lambda_1["hidden"].data.fill_(3.0)
+    masked.masks.clamp()
+    penalty = masked.lagrangian.penalty(masked.masks.scores(), 0)
+    state = masked.masks.generator_state.clone()
+    whole = masked(input_ids=IDS, labels=IDS).loss
+    masked.masks.generator_state.copy_(state)  # the same draw
+    items = 2 * IDS[:, 1:].numel()  # as many tokens again in the step's other part
+    torch.testing.assert_close(masked(input_ids=IDS, labels=IDS, num_items_in_batch=items).loss, whole / 2)
+    assert masked.penalty == pytest.approx(penalty.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["eager", "flex_attention"])
+def test_every_attention_kernel_works_under_masks(attention: str) -> None:
+    model = make_llama()
+    source = BackboneShape.of(model.config)
+    values = random_masks(model, KEEP)
+    expected = MaskedCausalLM(model, Masks(source, source), 0).call_with(values, input_ids=IDS).logits
+    other = LlamaForCausalLM._from_config(model.config, attn_implementation=attention).eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        found = MaskedCausalLM(other, Masks(source, source), 0).call_with(values, input_ids=IDS).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_a_compiled_model_takes_the_same_gradients() -> None:
+    model = make_llama()
+    source = BackboneShape.of(model.config)
+    masked = MaskedCausalLM(model, Masks(source, source.cut_to(TargetShape(hidden_size=16))), 0).train()
+    state = masked.masks.generator_state.clone()
+    gradients = []
+    for called in (masked, torch.compile(masked, backend="aot_eager")):
+        masked.masks.generator_state.copy_(state)
+        masked.zero_grad()
+        called(input_ids=IDS, labels=IDS).loss.backward()
+        gradients.append({name: value.grad for name, value in masked.named_parameters() if value.grad is not None})
+    assert set(gradients[0]) == {name for name, _ in masked.named_parameters()}
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-3, msg=name)

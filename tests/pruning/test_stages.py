@@ -179,3 +179,19 @@ def test_gradient_accumulation_takes_the_same_steps(llama_folder: Path, tmp_path
         recover(recipe)
         losses.append([line["loss"] for line in read_log(recipe.out)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_query_heads_are_cut_inside_groups(llama_folder: Path, corpus_folder: Path, tmp_path: Path) -> None:
+    target = TargetShape(num_heads=3, num_kv_heads=3)
+    learn_masks(
+        LearnMasksRecipe(
+            model=llama_folder, corpus=corpus_folder, out=tmp_path / "masks", target=target, steps=40, warmup_steps=2,
+            sparsity_warmup_steps=10, **SMALL,
+        )
+    )  # fmt: skip
+    shape = slice_folder(tmp_path / "masks", load_masks(tmp_path / "masks", force=True), tmp_path / "sliced", {})
+    assert (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.hidden_size) == (3, 3, 8, 48)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "sliced")
+    assert model.model.layers[0].self_attn.q_proj.weight.shape == (24, 48)
+    assert (tmp_path / "masks" / "expected_sizes.svg").read_text(encoding="utf-8").count('<g id="axes_') == 1
+    assert not (tmp_path / "sliced" / "expected_sizes.svg").exists()
