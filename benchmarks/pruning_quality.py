@@ -1,12 +1,12 @@
 """What learned masks are worth: four ways to a small model from `demo/source`, with the same number of training tokens.
 
-    python -m benchmarks.pruning_quality [--seeds 3] [--steps 240 480] [--out benchmarks/results/pruning_quality.json]
+    python -m benchmarks.pruning_quality [--seeds 3] [--steps 120 240 480] [--out FILE.json]
 
-learned: the demo's mask learning, then recovery. magnitude: evenly spaced layers, and the heads, units and coordinates
-with the largest weights, equally many in each layer. random choice: the same numbers, drawn. random start: random
-weights in the target's shape. A budget counts sequences of both stages: what mask learning reads is taken off the
+learned: the demo's mask learning, slicing and recovery. magnitude: evenly spaced layers, and the heads, units and
+coordinates with the largest weights, equally many in each layer. random choice: the same numbers, drawn. random start:
+random weights in the target's shape. A budget counts tokens of both stages: what mask learning reads is taken off the
 recovery of `learned`. Reads the demo's corpus (`make demo` first); finished runs are kept in the results file and not
-run again.
+run again. A plot is written beside it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.machine import machine_record
-from demo.stages import RECIPES, SOURCE
+from demo.stages import GATES, RECIPES, SOURCE
 from drama_models.errors import CorpusError
 from drama_models.folders import atomic_file
 from drama_models.progress import hide_loading_bars
@@ -105,8 +106,8 @@ def run(method: str, seed: int, budgets: list[int], work: Path) -> dict[str, Any
     spent = 0
     if method == "learned":
         learn_masks(learn)
-        slice_folder(learn.out, load_masks(learn.out), work / "start", {})
-        spent = learn.steps * learn.batch_size // again.batch_size
+        slice_folder(learn.out, load_masks(learn.out, gates=GATES), work / "start", {})
+        spent = learn.steps * learn.batch_size * learn.sequence_length // (again.batch_size * again.sequence_length)
     else:
         write_start(method, work / "start", seed)
     figures: dict[str, Any] = {}
@@ -122,7 +123,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method; default: 3")
     parser.add_argument(
-        "--steps", type=int, nargs="+", default=[240, 480], help="budgets, steps of 8 x 128 tokens; default: 240 480"
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[120, 240, 480],
+        help="budgets, steps of 8 x 128 tokens; default: 120 240 480",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks/results/pruning_quality.json"), help="results file"
@@ -155,7 +160,24 @@ def main() -> None:
         runs = list(record["runs"][method].values())
         cells = (f"{point} {statistics.mean(row[point] for row in runs):.2f}" for point in runs[0])
         print(f"{method:14} held-out perplexity: {', '.join(cells)}")  # noqa: T201
-    print(f"made {options.out}")  # noqa: T201
+    plot(record, options.out.with_suffix(".svg"))
+    print(f"made {options.out} and its plot")  # noqa: T201
+
+
+def plot(record: dict[str, Any], out: Path) -> None:
+    """Perplexity by budget: a line through the medians of each method's seeds, a dot for each seed."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    panel = figure.subplots()
+    points = ["sliced", *map(str, record["settings"]["steps"])]
+    for method, runs in record["runs"].items():
+        rows = list(runs.values())
+        medians = [statistics.median(row[point] for row in rows) for point in points]
+        (line,) = panel.plot(points, medians, label=method)
+        for row in rows:
+            panel.plot(points, [row[point] for point in points], ".", color=line.get_color())
+    panel.set(yscale="log", xlabel="steps of both stages", ylabel="held-out perplexity")
+    panel.legend()
+    figure.savefig(out, metadata={"Date": None})
 
 
 if __name__ == "__main__":

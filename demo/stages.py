@@ -23,7 +23,7 @@ from drama_models.folders import atomic_folder
 from drama_models.recipe import load_recipe
 from export.release import ReleaseRecipe, release
 from pruning.corpus import tokenise
-from pruning.learn_masks import LearnMasksRecipe, learn_masks, load_masks
+from pruning.learn_masks import Gates, LearnMasksRecipe, learn_masks, load_masks
 from pruning.recover import RecoverRecipe, recover
 from pruning.slicing import slice_folder
 from training.start import write_start_folder
@@ -36,6 +36,7 @@ HERE = Path(__file__).parent
 RECIPES = HERE / "recipes"
 SOURCE = HERE / "source"
 TRAIN_EXAMPLES = 6144  # what 48 steps of 128 read
+GATES: Gates = "hard"  # few steps leave kept gates well below 1
 HELD_OUT_SHARE = 100  # one document in this many
 
 
@@ -68,7 +69,7 @@ def make_masks(out: Path) -> None:
 def make_sliced(out: Path) -> None:
     """The source model, cut to its masks."""
     masks = out.parent / "masks"
-    slice_folder(masks, load_masks(masks), out, {})
+    slice_folder(masks, load_masks(masks, gates=GATES), out, {"gates": GATES})
 
 
 def make_backbone(out: Path) -> None:

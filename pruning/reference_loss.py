@@ -42,6 +42,8 @@ class ReferenceLossRecipe:
     """Sequences evaluated at a time."""
     held_out_sequences: int = 64
     """Held-out sequences of each domain, at most."""
+    separate_documents: bool = False
+    """Whether documents are kept apart, as in the stage that the table is for."""
 
     def __post_init__(self) -> None:
         by_model = self.model is not None and self.corpus is not None
@@ -79,6 +81,7 @@ def _losses_of_model(recipe: ReferenceLossRecipe, folder: Path, corpus: Corpus) 
         length=recipe.sequence_length,
         batch_size=recipe.batch_size,
         limit=recipe.held_out_sequences,
+        separate_documents=recipe.separate_documents,
     )
     return {domain: values["loss"] for domain, values in figures.items()}
 
