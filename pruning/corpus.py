@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from drama_models.errors import CorpusError
+from drama_models.errors import CorpusError, ModelFolderError
 from drama_models.folders import atomic_folder, sha256_of_file
 
 if TYPE_CHECKING:
@@ -92,8 +92,9 @@ class Corpus:
 
         Raises:
             CorpusError: it is another one; token ids would mean other text.
+            ModelFolderError: the folder has none.
         """
-        if sha256_of_file(Path(model) / "tokenizer.json") != self.tokenizer_sha256:
+        if sha256_of_file(_tokenizer_file(model)) != self.tokenizer_sha256:
             raise CorpusError(
                 f"{self.folder} was tokenised with another tokenizer than that of {model}; "
                 f"run `python -m pruning tokenise` again with this model."
@@ -113,8 +114,8 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
     """
     from tokenizers import Tokenizer
 
+    tokenizer = Tokenizer.from_file(str(_tokenizer_file(model)))
     config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
-    tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
     tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text
     if tokenizer.get_vocab_size() > config["vocab_size"]:
         raise CorpusError(
@@ -133,7 +134,7 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
             domains[name] = _tokenise_domain(Path(text) / name, tokenizer, ends, dtype, partial / name)
         manifest = {
             "dtype": dtype,
-            "tokenizer_sha256": sha256_of_file(Path(model) / "tokenizer.json"),
+            "tokenizer_sha256": sha256_of_file(_tokenizer_file(model)),
             "bos_token_id": ends[0],
             "domains": {
                 name: {key: asdict(split) for key, split in splits.items()} for name, splits in domains.items()
@@ -141,6 +142,13 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return Corpus.open(out)
+
+
+def _tokenizer_file(model: str | Path) -> Path:
+    for name in ("config.json", "tokenizer.json"):
+        if not (Path(model) / name).is_file():
+            raise ModelFolderError(f"{model} has no {name}; pass a model folder with its tokenizer.")
+    return Path(model) / "tokenizer.json"
 
 
 def read_documents(path: Path) -> Iterator[str]:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from transformers import AutoConfig
-
 from drama_models.errors import ShapeError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import write_provenance
-from pruning.model_folder import WEIGHTS, copy_other_files, read_weights, write_weights
+from pruning.model_folder import WEIGHTS, copy_other_files, read_config, read_weights, write_weights
 from pruning.shape import BackboneShape
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ def expand_folder(source: Path, out: Path, num_kv_heads: int) -> None:
         ShapeError: as `expand_kv_heads`.
         ModelFolderError: unreadable weights.
     """
-    shape = BackboneShape.of(AutoConfig.from_pretrained(source))
+    shape = BackboneShape.of(read_config(source))
     expand_kv_heads({}, shape, num_kv_heads)  # refuses a number that does not fit before anything is written
     with atomic_folder(out) as partial:
         expanded = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from drama_models.errors import ModelFolderError, TrainingError
 from drama_models.folders import atomic_folder
@@ -30,6 +30,7 @@ from pruning.language_modelling import (
 )
 from pruning.masked_model import MaskedCausalLM
 from pruning.masks import Masks
+from pruning.model_folder import read_config
 from pruning.plots import PLOT, plot_expected_sizes
 from pruning.shape import BackboneShape, TargetShape
 
@@ -113,7 +114,7 @@ def learn_masks(recipe: LearnMasksRecipe) -> dict[str, Any]:
         CorpusError: corpus and model do not fit.
         TrainingError: the loss became non-finite, or an interrupted run had other settings.
     """
-    source = BackboneShape.of(AutoConfig.from_pretrained(recipe.model))
+    source = BackboneShape.of(read_config(recipe.model))
     target = source.cut_to(recipe.target)
     corpus = Corpus.open(recipe.corpus)
     corpus.check_tokenizer(recipe.model)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
 
 from drama_models.errors import ModelFolderError
 from drama_models.provenance import FILE_NAME
@@ -18,12 +19,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from torch import Tensor
+    from transformers import LlamaConfig
 
 WEIGHTS = "model.safetensors"
 HEADER_ROOM = 2**18  # bytes; the 147 tensors of Llama-3.2-1B need a sixteenth of it
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 INDEX = "model.safetensors.index.json"
 NOT_CARRIED = re.compile(r"\.safetensors$|\.index\.json$|\.jsonl$|\.bin$|\.svg$|^masks\.json$|^config\.json$|^\.")
+
+
+def read_config(folder: str | Path) -> LlamaConfig:
+    """Configuration of a model folder that can be pruned.
+
+    Raises:
+        ModelFolderError: no configuration, or that of another kind of model.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise ModelFolderError(f"{folder} has no config.json; pass the folder of a Llama-shaped model.")
+    config: Any = AutoConfig.from_pretrained(folder)
+    if config.model_type != "llama":
+        raise ModelFolderError(
+            f"{folder} holds a model of type {config.model_type!r}; only models of type 'llama' can be pruned."
+        )
+    return config
 
 
 def read_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:

@@ -6,11 +6,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
-from drama_models.errors import ModelFolderError, RecipeError
+from drama_models.errors import RecipeError
 from drama_models.recipe import load_recipe
 from pruning.learn_masks import LearnMasksRecipe, LearnMasksSettings
+from pruning.model_folder import read_config
 from pruning.presets import recipe_path
 from pruning.run import RunRecipe
 from pruning.shape import BackboneShape
@@ -75,9 +74,7 @@ def plan(recipe: PlanRecipe) -> Plan:
         RecipeError: no such preset, or a recipe that cannot be read.
         ModelFolderError: the folder has no configuration.
     """
-    if not (recipe.model / "config.json").is_file():
-        raise ModelFolderError(f"{recipe.model} has no config.json; pass the folder of a Llama-shaped model.")
-    config: Any = AutoConfig.from_pretrained(recipe.model)
+    config = read_config(recipe.model)
     source = BackboneShape.of(config)
     wanted = read_run_recipe(recipe.target, recipe.model)
     expand = wanted.expand_kv_heads and source.num_kv_heads != source.num_heads

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig
-
 from drama_models.errors import TrainingError
 from drama_models.provenance import plain_settings, read_provenance
 from pruning.checkpoints import FREE_SETTINGS
 from pruning.distributed import world_size
 from pruning.kv_heads import expand_folder
 from pruning.learn_masks import Gates, LearnMasksRecipe, LearnMasksSettings, learn_masks, load_masks
+from pruning.model_folder import read_config
 from pruning.recover import RecoverRecipe, RecoverSettings, recover
 from pruning.shape import BackboneShape
 from pruning.slicing import slice_folder
@@ -75,7 +74,7 @@ def run(recipe: RunRecipe) -> BackboneShape:
         raise TrainingError(
             "`run` drives one process; to train on several, start learn-masks and recover with torchrun, one by one."
         )
-    source = BackboneShape.of(AutoConfig.from_pretrained(recipe.model))
+    source = BackboneShape.of(read_config(recipe.model))
     model = recipe.model
     if recipe.expand_kv_heads and source.num_kv_heads != source.num_heads:
         model = recipe.out / "expanded"
@@ -89,7 +88,7 @@ def run(recipe: RunRecipe) -> BackboneShape:
         model=sliced, corpus=recipe.recover_corpus or recipe.corpus, out=recipe.backbone, **vars(recipe.recover)
     )
     _stage(recipe.backbone, again, lambda: recover(again))
-    return BackboneShape.of(AutoConfig.from_pretrained(recipe.backbone))
+    return BackboneShape.of(read_config(recipe.backbone))
 
 
 def _stage(out: Path, settings: object, make: Callable[[], object]) -> None:

@@ -1,7 +1,7 @@
 """Shapes of Llama backbones: the source's, the one to cut to, and how many parameters each has.
 
 L layers, D hidden, H query heads in G KV groups of `head_dim`, I intermediate. What `pruning.masks` learns to reach and
-`pruning.slicing` cuts to. Counts as in spec section 9 (Llama layout, no biases).
+`pruning.slicing` cuts to. Counts as in spec section 9 (Llama layout).
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class BackboneShape:
     num_kv_heads: int
     head_dim: int
     intermediate_size: int
+    attention_bias: bool = False
+    mlp_bias: bool = False
 
     @classmethod
     def of(cls, config: LlamaConfig) -> BackboneShape:
@@ -53,6 +55,8 @@ class BackboneShape:
             num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             intermediate_size=config.intermediate_size,
+            attention_bias=bool(config.attention_bias),
+            mlp_bias=bool(config.mlp_bias),
         )
 
     @property
@@ -106,6 +110,13 @@ class BackboneShape:
         return self.hidden_size * (2 * self.num_layers + 1)
 
     @property
+    def bias_parameters(self) -> int:
+        """Biases of all projections, where the model has them."""
+        attention = self.head_dim * (self.num_heads + 2 * self.num_kv_heads) + self.hidden_size
+        mlp = 2 * self.intermediate_size + self.hidden_size
+        return self.num_layers * (self.attention_bias * attention + self.mlp_bias * mlp)
+
+    @property
     def prunable_parameters(self) -> int:
         """Weights that masks count: all attention and MLP projections."""
         return self.num_layers * (self.attention_parameters + self.mlp_parameters)
@@ -113,7 +124,7 @@ class BackboneShape:
     @property
     def non_embedding_parameters(self) -> int:
         """Everything but the embedding matrix and the language-model head."""
-        return self.prunable_parameters + self.norm_parameters
+        return self.prunable_parameters + self.norm_parameters + self.bias_parameters
 
     def total_parameters(self, vocabulary: int, *, tied: bool, has_lm_head: bool = True) -> int:
         """All weights, with one embedding matrix and, if it is not tied to it, the head's."""

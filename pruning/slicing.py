@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig
 
 from drama_models.errors import ShapeError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import write_provenance
 from pruning.masked_weights import LAYER, MaskValues
 from pruning.masks import mask_shapes
-from pruning.model_folder import WEIGHTS, copy_other_files, read_weights, write_weights
+from pruning.model_folder import WEIGHTS, copy_other_files, read_config, read_weights, write_weights
 from pruning.shape import BackboneShape
 
 if TYPE_CHECKING:
@@ -83,6 +82,8 @@ def sliced_shape(masks: MaskValues) -> BackboneShape:
         num_kv_heads=num_kv_heads,
         head_dim=source.head_dim,
         intermediate_size=units.pop(),
+        attention_bias=source.attention_bias,
+        mlp_bias=source.mlp_bias,
     )
 
 
@@ -119,7 +120,7 @@ def slice_folder(
         ShapeError: masks that do not fit the model, or leave layers of different sizes.
         ModelFolderError: unreadable weights.
     """
-    config = AutoConfig.from_pretrained(source)
+    config = read_config(source)
     shape = BackboneShape.of(config)
     _check_masks(values, shape)
     masks = MaskValues(values, shape, tied=bool(config.tie_word_embeddings))

@@ -164,9 +164,8 @@ def test_sliced_equals_masked_and_counts_its_parameters(
     shape = BackboneShape.of(small.config)
     assert (shape.hidden_size, shape.num_layers, shape.intermediate_size) == (hidden, layer, units)
     assert (shape.num_heads, shape.num_kv_heads) == (groups * query_heads, groups)
-    if not bias:
-        counted = sum(parameter.numel() for parameter in small.parameters())
-        assert shape.total_parameters(31, tied=tied) == counted
+    counted = sum(parameter.numel() for parameter in small.parameters())
+    assert shape.total_parameters(31, tied=tied) == counted
 
 
 def test_norm_eps_is_restored_in_effect_when_nothing_is_masked() -> None:

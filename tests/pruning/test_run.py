@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 from drama_models.provenance import chain, read_provenance
+from drama_models.recipe import load_recipe, run_command
+from pruning.__main__ import COMMANDS
 from pruning.checkpoints import checkpoint_folder, checkpoints
 from pruning.run import RunRecipe, run
 from tests.conftest import make_llama
@@ -59,11 +61,8 @@ def test_one_command_makes_a_backbone_and_goes_on(llama_folder: Path, corpus_fol
 
 def test_a_multi_head_source_is_not_expanded(corpus_folder: Path, tmp_path: Path) -> None:
     model = make_llama(tmp_path / "model", num_key_value_heads=6)
-    settings = yaml.safe_load(write_recipe(tmp_path / "run.yaml").read_text(encoding="utf-8"))
-    from drama_models.recipe import load_recipe
-
-    assert settings["expand_kv_heads"]
-    recipe = load_recipe(RunRecipe, tmp_path / "run.yaml", model=model, corpus=corpus_folder, out=tmp_path / "run")
+    path = write_recipe(tmp_path / "run.yaml", expand_kv_heads=True)
+    recipe = load_recipe(RunRecipe, path, model=model, corpus=corpus_folder, out=tmp_path / "run")
     shape = run(recipe)
     assert (shape.num_heads, shape.num_kv_heads) == (4, 4)
     assert not (tmp_path / "run" / "expanded").exists()
@@ -83,17 +82,22 @@ def test_a_multi_head_source_is_not_expanded(corpus_folder: Path, tmp_path: Path
             "num_layers=9 cannot be cut from a source with num_layers=3",
         ),
         ({}, ["--corpus=nowhere"], "nowhere is not a tokenised corpus"),
+        ({}, ["--model=nowhere"], "nowhere has no config.json; pass the folder of a Llama-shaped model"),
     ],
 )
 def test_mistakes_are_answered(
-    changes: dict[str, Any], words: list[str], message: str, llama_folder: Path, corpus_folder: Path, tmp_path: Path
+    changes: dict[str, Any],
+    words: list[str],
+    message: str,
+    llama_folder: Path,
+    corpus_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = write_recipe(tmp_path / "run.yaml", **({"expand_kv_heads": False} | changes))
     folders = [f"--model={llama_folder}", f"--corpus={corpus_folder}", f"--out={tmp_path / 'run'}"]
-    result = command("run", recipe, *folders, *words)
-    assert result.returncode == 2, result.stderr
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    assert run_command("pruning", COMMANDS, ["run", str(recipe), *folders, *words]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -118,3 +122,33 @@ def test_a_disk_that_fills_up_loses_nothing(llama_folder: Path, corpus_folder: P
     assert command("recover", recipe).returncode == 0
     assert AutoModelForCausalLM.from_pretrained(out).config.hidden_size == 48
     assert not checkpoint_folder(out).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["slice", "--model={model}", "--out={out}"], "has no masks.json; pass a folder made by"),
+        (["recover", "--model=nowhere", "--corpus={corpus}", "--out={out}"], "nowhere has no config.json"),
+        (["tokenise", "--text={out}", "--model=nowhere", "--out={out}"], "nowhere has no config.json"),
+        (["expand-kv-heads", "--model={model}", "--out={out}", "--num_kv_heads=4"], "choose one of [3, 6]"),
+        (
+            ["learn-masks", "--model={other}", "--corpus={corpus}", "--out={out}"],
+            "of type 'qwen2'; only models",
+        ),
+        (["run", "drama-huge"], "no preset and no recipe file called 'drama-huge'"),
+    ],
+)
+def test_stages_answer_mistakes(
+    words: list[str],
+    message: str,
+    llama_folder: Path,
+    corpus_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = tmp_path / "other"
+    Qwen2Config().save_pretrained(other)
+    folders = {"model": llama_folder, "corpus": corpus_folder, "other": other, "out": tmp_path / "out"}
+    assert run_command("pruning", COMMANDS, [word.format(**folders) for word in words]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]

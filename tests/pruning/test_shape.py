@@ -18,7 +18,10 @@ LLAMA_1B = BackboneShape(
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 4, 8), (4, 2, 8), (6, 1, 4)])
-def test_counts_match_an_instantiated_model(tied: bool, heads: int, kv_heads: int, head_dim: int) -> None:
+@pytest.mark.parametrize("biases", [{}, {"attention_bias": True}, {"mlp_bias": True}])
+def test_counts_match_an_instantiated_model(
+    tied: bool, heads: int, kv_heads: int, head_dim: int, biases: dict[str, bool]
+) -> None:
     config = LlamaConfig(
         hidden_size=24,
         num_hidden_layers=3,
@@ -28,6 +31,8 @@ def test_counts_match_an_instantiated_model(tied: bool, heads: int, kv_heads: in
         intermediate_size=20,
         vocab_size=11,
         tie_word_embeddings=tied,
+        attention_bias=biases.get("attention_bias", False),
+        mlp_bias=biases.get("mlp_bias", False),
     )
     shape = BackboneShape.of(config)
     counted = sum(parameter.numel() for parameter in LlamaForCausalLM(config).parameters())
