@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import statistics
 import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,22 +102,28 @@ def write_start(method: str, out: Path, seed: int) -> None:
         AutoTokenizer.from_pretrained(SOURCE).save_pretrained(out)
 
 
-def run(method: str, seed: int, budgets: list[int], work: Path) -> dict[str, Any]:
+def run(method: str, seed: int, budgets: list[int]) -> dict[str, Any]:
     """Held-out perplexity right after slicing, and at every budget of recovery-sized steps."""
-    learn = replace(load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml"), out=work / "masks", seed=seed)
-    again = replace(load_recipe(RecoverRecipe, RECIPES / "recover.yaml"), model=work / "start", seed=seed)
-    spent = 0
-    if method == "learned":
-        learn_masks(learn)
-        slice_folder(learn.out, load_masks(learn.out, gates=GATES), work / "start", {})
-        spent = learn.steps * learn.batch_size * learn.sequence_length // (again.batch_size * again.sequence_length)
-    else:
-        write_start(method, work / "start", seed)
-    figures: dict[str, Any] = {}
-    for budget in budgets:
-        made = recover(replace(again, steps=budget - spent, out=work / f"made{budget}", save_every=10_000))["figures"]
-        figures["sliced"] = round(made["held_out_before"][DOMAIN]["perplexity"], 2)
-        figures[str(budget)] = round(made["held_out"][DOMAIN]["perplexity"], 2)
+    hide_loading_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        learn = replace(load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml"), out=work / "masks", seed=seed)
+        again = replace(load_recipe(RecoverRecipe, RECIPES / "recover.yaml"), model=work / "start", seed=seed)
+        spent = 0
+        if method == "learned":
+            learn_masks(learn)
+            slice_folder(learn.out, load_masks(learn.out, gates=GATES), work / "start", {})
+            tokens = learn.steps * learn.batch_size * learn.sequence_length
+            spent = tokens // (again.batch_size * again.sequence_length)
+        else:
+            write_start(method, work / "start", seed)
+        figures: dict[str, Any] = {}
+        for budget in budgets:
+            made = recover(replace(again, steps=budget - spent, out=work / f"made{budget}", save_every=10_000))[
+                "figures"
+            ]
+            figures["sliced"] = round(made["held_out_before"][DOMAIN]["perplexity"], 2)
+            figures[str(budget)] = round(made["held_out"][DOMAIN]["perplexity"], 2)
     return figures
 
 
@@ -142,17 +151,21 @@ def main() -> None:
     if options.out.is_file():
         kept = json.loads(options.out.read_text(encoding="utf-8"))
         record = kept if kept["settings"] == settings else record
-    for seed in range(options.seeds):
-        for method in METHODS:
-            runs = record["runs"].setdefault(method, {})
-            if str(seed) in runs:
-                continue
-            with tempfile.TemporaryDirectory() as work:
-                runs[str(seed)] = run(method, seed, options.steps, Path(work))
-            print(f"seed {seed} | {method} | {runs[str(seed)]}")  # noqa: T201
-            steps = " ".join(map(str, options.steps))
-            command = f"python -m benchmarks.pruning_quality --seeds {options.seeds} --steps {steps}"
-            record |= {"benchmark": "pruning_quality", "command": command, "machine": machine_record()}
+    steps = " ".join(map(str, options.steps))
+    command = f"python -m benchmarks.pruning_quality --seeds {options.seeds} --steps {steps}"
+    record |= {"benchmark": "pruning_quality", "command": command, "machine": machine_record()}
+    missing = [
+        (method, seed)
+        for seed in range(options.seeds)
+        for method in METHODS
+        if str(seed) not in record["runs"].setdefault(method, {})
+    ]
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        running = {pool.submit(run, method, seed, options.steps): (method, seed) for method, seed in missing}
+        for future in as_completed(running):
+            method, seed = running[future]
+            record["runs"][method][str(seed)] = future.result()
+            print(f"seed {seed} | {method} | {future.result()}")  # noqa: T201
             options.out.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(options.out) as partial:
                 partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
