@@ -167,12 +167,20 @@ def main() -> None:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(options.out) as partial:
                 partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    for method in METHODS:
-        runs = list(record["runs"][method].values())
-        cells = (f"{point} {statistics.mean(row[point] for row in runs):.2f}" for point in runs[0])
-        print(f"{method:14} held-out perplexity: {', '.join(cells)}")  # noqa: T201
+    print("\n".join(table(record)))  # noqa: T201
     plot(record, options.out.with_suffix(".svg"))
     print(f"made {options.out} and its plot")  # noqa: T201
+
+
+def table(record: dict[str, Any]) -> list[str]:
+    """Markdown rows: by method, the median of the seeds with the lowest and the highest, for every point."""
+    points = ["sliced", *map(str, record["settings"]["steps"])]
+    rows = [f"| method | {' | '.join(points)} |", "|---" * (len(points) + 1) + "|"]
+    for method, runs in record["runs"].items():
+        values = [sorted(row[point] for row in runs.values()) for point in points]
+        cells = (f"{statistics.median(row):.1f} ({row[0]:.1f} to {row[-1]:.1f})" for row in values)
+        rows.append(f"| {method} | {' | '.join(cells)} |")
+    return rows
 
 
 def plot(record: dict[str, Any], out: Path) -> None:

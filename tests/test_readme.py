@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.pruning_quality import table
 from drama_models.cli import main as drama
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +88,11 @@ def test_pruning_cost_is_that_of_the_results_file() -> None:
     for row in shapes.values():
         for ratio in (row["time_ratio"], row["memory_ratio"]):
             assert f"{ratio:.2f}" in README
+
+
+def test_pruning_quality_is_that_of_the_results_file() -> None:
+    record = json.loads((ROOT / "benchmarks/results/pruning_quality.json").read_text(encoding="utf-8"))
+    assert all(row in README for row in table(record)[2:])
 
 
 def test_slicing_figures_are_those_of_the_results_file() -> None:
