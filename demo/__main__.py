@@ -22,7 +22,7 @@ from drama_models.provenance import installed_versions
 
 OUT = Path(__file__).parent / "out"
 STATE, METRICS = "state.json", "metrics.json"
-QUESTION = "compute the inverse of a matrix"
+QUESTION = "shortest path between two nodes of a graph"
 
 
 def main() -> int:
