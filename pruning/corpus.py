@@ -94,7 +94,7 @@ class Corpus:
             CorpusError: it is another one; token ids would mean other text.
             ModelFolderError: the folder has none.
         """
-        if sha256_of_file(_tokenizer_file(model)) != self.tokenizer_sha256:
+        if sha256_of_file(_file_of(model, "tokenizer.json")) != self.tokenizer_sha256:
             raise CorpusError(
                 f"{self.folder} was tokenised with another tokenizer than that of {model}; "
                 f"run `python -m pruning tokenise` again with this model."
@@ -114,8 +114,8 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
     """
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(_tokenizer_file(model)))
-    config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    config = json.loads(_file_of(model, "config.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.from_file(str(_file_of(model, "tokenizer.json")))
     tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text
     if tokenizer.get_vocab_size() > config["vocab_size"]:
         raise CorpusError(
@@ -134,7 +134,7 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
             domains[name] = _tokenise_domain(Path(text) / name, tokenizer, ends, dtype, partial / name)
         manifest = {
             "dtype": dtype,
-            "tokenizer_sha256": sha256_of_file(_tokenizer_file(model)),
+            "tokenizer_sha256": sha256_of_file(_file_of(model, "tokenizer.json")),
             "bos_token_id": ends[0],
             "domains": {
                 name: {key: asdict(split) for key, split in splits.items()} for name, splits in domains.items()
@@ -144,11 +144,11 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
     return Corpus.open(out)
 
 
-def _tokenizer_file(model: str | Path) -> Path:
-    for name in ("config.json", "tokenizer.json"):
-        if not (Path(model) / name).is_file():
-            raise ModelFolderError(f"{model} has no {name}; pass a model folder with its tokenizer.")
-    return Path(model) / "tokenizer.json"
+def _file_of(model: str | Path, name: str) -> Path:
+    path = Path(model) / name
+    if not path.is_file():
+        raise ModelFolderError(f"{model} has no {name}; pass a model folder with its tokenizer.")
+    return path
 
 
 def read_documents(path: Path) -> Iterator[str]:

@@ -128,7 +128,7 @@ def test_a_disk_that_fills_up_loses_nothing(llama_folder: Path, corpus_folder: P
     ("words", "message"),
     [
         (["slice", "--model={model}", "--out={out}"], "has no masks.json; pass a folder made by"),
-        (["recover", "--model=nowhere", "--corpus={corpus}", "--out={out}"], "nowhere has no config.json"),
+        (["recover", "--model=nowhere", "--corpus={corpus}", "--out={out}"], "nowhere has no tokenizer.json"),
         (["tokenise", "--text={out}", "--model=nowhere", "--out={out}"], "nowhere has no config.json"),
         (["expand-kv-heads", "--model={model}", "--out={out}", "--num_kv_heads=4"], "choose one of [3, 6]"),
         (
