@@ -34,9 +34,20 @@ def _verify(arguments: list[str]) -> str:
     return parity_table([client.as_json() for client in verify(recipe.release, SAMPLE_TEXTS)])
 
 
+def _trim_vocab(arguments: list[str]) -> str:
+    from export.trim_vocab import TrimRecipe, trim_vocabulary
+
+    recipe = parse_recipe(TrimRecipe, arguments, command="python -m export trim-vocab")
+    figures = trim_vocabulary(recipe)["figures"]
+    lines = [f"{name.replace('_', ' '):20} {value:,.6g}" for name, value in figures.items()]
+    next_command = f"python -m export release --retriever {recipe.out} --out RELEASE"
+    return "\n".join([*lines, f"made {recipe.out}; next: {next_command}"])
+
+
 COMMANDS = {
     "release": (_release, "retriever folder to release folder"),
     "verify": (_verify, "load a release with every installed client and compare"),
+    "trim-vocab": (_trim_vocab, "drop the tokens that a corpus or some languages never need"),
 }
 
 
