@@ -110,8 +110,9 @@ def _counts(recipe: TrimRecipe) -> Counter[int]:
     tokenizer = TextTokenizer(recipe.model, profile, profile.max_length)
     counts: Counter[int] = Counter()
     for portion in _portions(recipe.corpus):
-        ids, _ = tokenizer.encode([*portion, profile.query_prompt, profile.document_prompt])
-        counts.update(np.concatenate(ids).tolist())
+        for prompt in {profile.query_prompt, profile.document_prompt}:  # a text may be asked for, or asked with
+            ids, _ = tokenizer.encode(portion, prompt)
+            counts.update(np.concatenate(ids).tolist())
     if recipe.corpus and not counts:
         raise CollectionError(
             f"There is no text in {', '.join(map(str, recipe.corpus))}; pass text files or BEIR folders."
