@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,8 +13,11 @@ from drama_models.evaluation import evaluate_per_query
 from drama_models.modeling_drama import DramaModel
 from drama_models.pooling import finish, pool
 from tests.replays.compare import Tolerance, equal
-from training.objectives import info_nce, matryoshka_info_nce
+from training.objectives import Contrastive, Labels, Matryoshka
 from training.supervision import RankWindows, label_pools
+
+if TYPE_CHECKING:
+    from training.objectives.similarity import Similarity
 
 Case = dict[str, Any]
 
@@ -53,19 +57,8 @@ def bidirectional_encoder(case: Case, data: Case, tolerance: Tolerance) -> None:
 
 def contrastive_loss(case: Case, data: Case, tolerance: Tolerance) -> None:
     given, wanted = case["input"], case["output"]
-    query, document = (
-        torch.tensor(given[f"{name}_embeddings"], dtype=torch.float64, requires_grad=True)
-        for name in ("query", "document")
-    )
-    loss = info_nce(
-        query,
-        document,
-        torch.tensor(given["positive_index"]),
-        temperature=given["temperature"],
-        normalise=given["normalise_before_loss"],
-        in_batch_negatives=given["in_batch_negatives"],
-        absent=torch.tensor(given["padding_document"]),
-    )
+    query, document = _embeddings(given)
+    loss = _contrastive(given)(query, document, _labels(given))
     loss.backward()
     tolerance.close(loss, wanted["loss"], "loss")
     tolerance.close(query.grad, wanted["grad_query"], "query gradient")
@@ -74,21 +67,40 @@ def contrastive_loss(case: Case, data: Case, tolerance: Tolerance) -> None:
 
 def mrl_loss(case: Case, data: Case, tolerance: Tolerance) -> None:
     given, wanted = case["input"], case["output"]
-    query, document = (
-        torch.tensor(given[f"{name}_embeddings"], dtype=torch.float64, requires_grad=True)
-        for name in ("query", "document")
-    )
-    positive = torch.tensor(given["positive_index"])
-    settings = {"dims": given["dims"], "weights": given["weights"], "temperature": given["temperature"]}
-    loss = matryoshka_info_nce(query, document, positive, **settings)
+    query, document = _embeddings(given)
+    objective, labels = _contrastive(given), _labels(given)
+    matryoshka = Matryoshka(objective=objective, dims=tuple(given["dims"]), weights=tuple(given["weights"]))
+    loss = matryoshka(query, document, labels)
     loss.backward()
     tolerance.close(loss, wanted["loss_weighted_sum"], "weighted sum")
     tolerance.close(loss / sum(given["weights"]), wanted["loss_weighted_mean"], "weighted mean")
     tolerance.close(query.grad, wanted["grad_query_of_sum"], "query gradient")
     tolerance.close(document.grad, wanted["grad_document_of_sum"], "document gradient")
     for dim, value in zip(given["dims"], wanted["loss_per_dim"], strict=True):
-        level = info_nce(query[:, :dim], document[:, :dim], positive, temperature=given["temperature"])
-        tolerance.close(level, value, f"loss at {dim}")
+        tolerance.close(objective(query[:, :dim], document[:, :dim], labels), value, f"loss at {dim}")
+
+
+def _embeddings(given: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    query, document = (
+        torch.tensor(given[f"{name}_embeddings"], dtype=torch.float64, requires_grad=True)
+        for name in ("query", "document")
+    )
+    return query, document
+
+
+def _contrastive(given: Case) -> Contrastive:
+    similarity: Similarity = "cosine" if given.get("normalise_before_loss", True) else "dot"
+    return Contrastive(temperature=given["temperature"], similarity=similarity)
+
+
+def _labels(given: Case) -> Labels:
+    queries, documents = len(given["query_embeddings"]), len(given["document_embeddings"])
+    return Labels.of(
+        positives=given["positive_index"],
+        absent=given.get("padding_document", [False] * documents),
+        scores=[[math.nan] * (documents // queries)] * queries,
+        in_batch_negatives=given.get("in_batch_negatives", True),
+    )
 
 
 def ndcg(case: Case, data: Case, tolerance: Tolerance) -> None:

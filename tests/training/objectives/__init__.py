@@ -1,0 +1,1 @@
+"""Objectives against plain expressions, stock losses and closed forms."""
