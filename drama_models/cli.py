@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drama_models.bm25 import BM25
 from drama_models.bulk import encode_shards, read_manifest, read_shards
 from drama_models.collection import Collection
 from drama_models.encoder import Encoder
@@ -23,7 +24,9 @@ from drama_models.index import Index, ModelIdentity
 from drama_models.retriever import Retriever
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    from drama_models.collection import Document
 
 SNIPPET_CHARACTERS = 100
 
@@ -70,7 +73,12 @@ def search(options: argparse.Namespace) -> Answer:
     if name is None:
         raise IndexFolderError(f"{options.index} does not say which model it belongs to; pass it with --model.")
     options.model, options.dim = name, opened.dim
-    hits = Retriever(_encoder(options), opened).search(options.query, options.k)
+    bm25 = None
+    if options.bm25:
+        if opened.collection is None or not (options.index / opened.collection).is_dir():
+            raise IndexFolderError(f"{options.index} does not know its collection, which --bm25 reads; index it again.")
+        bm25 = _bm25(Collection(options.index / opened.collection).documents(), options.bm25)
+    hits = Retriever(_encoder(options), opened, bm25=bm25).search(options.query, options.k)
     texts = _texts(opened, options.index, {document for document, _ in hits})
     records = [
         {"rank": rank, "score": round(score, 6), "id": document, "text": texts.get(document)}
@@ -88,8 +96,9 @@ def evaluate(options: argparse.Namespace) -> Answer:
     built = Index(encoder.dim)
     contents = [document.content for document in documents]
     built.add([document.id for document in documents], encoder.encode_documents(contents, show_progress=True))
+    retriever = Retriever(encoder, built, bm25=_bm25(documents, options.bm25) if options.bm25 else None)
     # one hit more, so that k are left where a query's own id is dropped
-    run = Retriever(encoder, built).run({key: queries[key] for key in qrels}, options.k + options.drop_identical_ids)
+    run = retriever.run({key: queries[key] for key in qrels}, options.k + options.drop_identical_ids)
     if options.run is not None:
         write_run(options.run, run)
     figures = evaluate_run(run, qrels, drop_identical_ids=options.drop_identical_ids)
@@ -151,6 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluating.add_argument("-k", "--k", type=int, default=100, help="hits for each query; default: 100")
     evaluating.add_argument("--drop-identical-ids", action="store_true", help="as ArguAna and Quora need it")
     evaluating.add_argument("--run", type=Path, help="write the ranking to this TREC run file")
+    for added in (searching, evaluating):
+        added.add_argument(
+            "--bm25", nargs="?", const="en", metavar="LANGUAGE", help="fuse with BM25; two-letter language, default: en"
+        )
     for added in (encoding, indexing, evaluating):
         added.add_argument("--dim", type=int, help="coordinates to keep, cut before normalising; default: all")
     return parser
@@ -164,6 +177,10 @@ def _encoder(options: argparse.Namespace) -> Encoder:
         max_length=options.max_length,
         device=options.device,
     )
+
+
+def _bm25(documents: Iterable[Document], language: str) -> BM25:
+    return BM25(((document.id, document.content) for document in documents), language)
 
 
 def _encode_collection(encoder: Encoder, model: str, folder: Path, out: Path) -> dict[str, Any]:

@@ -1,37 +1,72 @@
-"""An encoder and an index that belong together: text in, documents out."""
+"""An encoder and an index that belong together: text in, documents out; BM25 beside them where it is wanted."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from drama_models.errors import IndexFolderError
+from drama_models.fusion import CONSTANT, ranks, reciprocal_rank_fusion
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from drama_models.bm25 import BM25
     from drama_models.encoder import Encoder
     from drama_models.evaluation import Run
     from drama_models.index import Index
 
+FUSED_HITS = 100  # of each ranking, at least: what neither of them has among these is not found
+
 
 class Retriever:
-    """Searches an index with the model it was built with.
+    """Searches an index with the model it was built with, alone or fused with BM25.
 
     Args:
         encoder: for the queries.
         index: of the documents.
+        bm25: over the same documents; its ranking is fused with the dense one by reciprocal rank.
+        fusion_constant: of the fusion, see `reciprocal_rank_fusion`.
 
     Raises:
-        IndexFolderError: the index was built with another model or size.
+        IndexFolderError: the index was built with another model or size, or lacks a document of `bm25`.
     """
 
-    def __init__(self, encoder: Encoder, index: Index) -> None:
+    def __init__(
+        self, encoder: Encoder, index: Index, *, bm25: BM25 | None = None, fusion_constant: float = CONSTANT
+    ) -> None:
         index.check_encoder(encoder)
-        self.encoder, self.index = encoder, index
+        foreign = set() if bm25 is None else set(bm25.ids).difference(index.ids)
+        if foreign:
+            raise IndexFolderError(
+                f"bm25 holds {len(foreign)} documents that the index does not, such as {min(foreign)!r}; "
+                "build both over the same collection."
+            )
+        self.encoder, self.index, self.bm25, self.fusion_constant = encoder, index, bm25, fusion_constant
 
     def search(self, query: str, k: int = 10) -> list[tuple[str, float]]:
-        """Best documents for one query: (document id, cosine), best first."""
-        return self.index.search(self.encoder.encode_queries(query), k)[0]
+        """Best documents for one query, best first: (document id, score).
+
+        The score is the inner product, which is the cosine where the model normalises; with BM25, the fused one.
+
+        Raises:
+            ValueError: `k` below 1.
+        """
+        return self._hits([query], k, show_progress=False)[0]
 
     def run(self, queries: Mapping[str, str], k: int = 100, *, show_progress: bool = False) -> Run:
         """Best documents for many queries, as a run: query id to document id to score."""
-        vectors = self.encoder.encode_queries(list(queries.values()), show_progress=show_progress)
-        return {query: dict(hits) for query, hits in zip(queries, self.index.search(vectors, k), strict=True)}
+        hits = self._hits(list(queries.values()), k, show_progress=show_progress)
+        return {query: dict(found) for query, found in zip(queries, hits, strict=True)}
+
+    def _hits(self, queries: list[str], k: int, *, show_progress: bool) -> list[list[tuple[str, float]]]:
+        if k < 1:
+            raise ValueError(f"k={k} must be at least 1.")
+        vectors = self.encoder.encode_queries(queries, show_progress=show_progress)
+        if self.bm25 is None:
+            return self.index.search(vectors, k)
+        depth = max(k, FUSED_HITS)
+        rankings = zip(self.index.search(vectors, depth), self.bm25.search(queries, depth), strict=True)
+        return [
+            reciprocal_rank_fusion((ranks(dense), ranks(lexical)), constant=self.fusion_constant)[:k]
+            for dense, lexical in rankings
+        ]
