@@ -46,7 +46,17 @@ class Collection:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._corpus_file = self._file("corpus.jsonl")
+        self.corpus_file = self._file("corpus.jsonl")
+        """Its `corpus.jsonl`, plain or `.gz`."""
+
+    @property
+    def queries_file(self) -> Path:
+        """Its `queries.jsonl`, plain or `.gz`.
+
+        Raises:
+            CollectionError: it has none.
+        """
+        return self._file("queries.jsonl")
 
     def documents(self) -> Iterator[Document]:
         """The documents in file order, one at a time; only their ids are held in memory.
@@ -54,15 +64,15 @@ class Collection:
         Raises:
             CollectionError: broken line, missing field, or a document id that was there before.
         """
-        for line, record in self._records(self._corpus_file):
+        for line, record in self._records(self.corpus_file):
             title, text = record.get("title") or "", record.get("text")
             if not isinstance(title, str) or not isinstance(text, str):
-                raise CollectionError(f"{self._corpus_file}, line {line}: `title` and `text` must be strings.")
+                raise CollectionError(f"{self.corpus_file}, line {line}: `title` and `text` must be strings.")
             yield Document(record["_id"], title, text)
 
     def count(self) -> int:
         """Number of lines of the corpus: the number of documents, once `documents` has found no fault."""
-        with _open_text(self._corpus_file) as file:
+        with _open_text(self.corpus_file) as file:
             return sum(1 for _ in file)
 
     def queries(self) -> dict[str, str]:
@@ -71,7 +81,7 @@ class Collection:
         Raises:
             CollectionError: no queries file, broken line, missing field or duplicate id.
         """
-        path = self._file("queries.jsonl")
+        path = self.queries_file
         queries = {}
         for line, record in self._records(path):
             if not isinstance(record.get("text"), str):
@@ -87,7 +97,7 @@ class Collection:
         """
         path = self._file(f"qrels/{split}.tsv", f"it has the splits: {', '.join(self.splits()) or 'none'}")
         known_queries = self.queries()
-        known_documents = {record["_id"] for _, record in self._records(self._corpus_file)}
+        known_documents = {record["_id"] for _, record in self._records(self.corpus_file)}
         qrels: dict[str, dict[str, int]] = {}
         with _open_text(path) as file:
             for number, line in enumerate(file, start=1):

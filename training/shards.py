@@ -1,0 +1,241 @@
+"""Line files as Arrow shards: built once, in constant memory, resumable; then read at random without loading them.
+
+The source is read in blocks of bounded size. Each becomes one shard, which appears under its name only when it is
+complete and carries the place in the source where the next block begins: a build that was killed goes on at the last
+complete shard. The folder takes its final name when everything is there. Of several processes that want it, one builds
+and the others wait.
+"""
+
+from __future__ import annotations
+
+import bisect
+import gzip
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+
+from drama_models.errors import CollectionError
+from drama_models.folders import atomic_file
+from training.mapped import MappedFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+BLOCK_LINES = 1 << 15
+BLOCK_BYTES = 32 << 20
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a line begins in a source file."""
+
+    offset: int = 0
+    """Bytes before it, of the unpacked file."""
+    line: int = 0
+    """Lines before it."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines of a source file that make one shard."""
+
+    lines: list[tuple[int, bytes]]
+    """Line number, counted from 1, and content; blank lines left out."""
+    end: Place
+    """Where the next block begins."""
+
+
+def source_fingerprint(path: Path) -> dict[str, int]:
+    """What tells one state of a source file from another: size in bytes and time of the last change."""
+    status = path.stat()
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def build_shards(
+    folder: Path,
+    fingerprint: Mapping[str, Any],
+    shards: Callable[[Place], Iterable[tuple[Place, pa.RecordBatch]]],
+    finish: Callable[[Path, ShardedTable], None],
+) -> None:
+    """Make `folder` of Arrow shards, unless it is there and was made from the same.
+
+    Args:
+        folder: to make or to replace.
+        fingerprint: of everything the result depends on; must survive JSON.
+        shards: the rows of each shard from a place in the source on, and the place where the next shard begins.
+        finish: writes what needs all shards, such as an index, into the given folder.
+
+    Raises:
+        CollectionError: whatever `shards` refuses, a source that gives none, or a folder that cannot be written.
+    """
+    wanted = json.loads(json.dumps({"format": FORMAT, **fingerprint}))
+    if _made_from(folder) == wanted:
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            if _made_from(folder) == wanted:
+                return
+            work = _working_folder(folder, wanted)
+            _write_shards(work, shards(_next_place(work)))
+            finish(work, ShardedTable(work))
+            (work / "building.json").rename(work / MANIFEST)
+            shutil.rmtree(folder, ignore_errors=True)
+            work.rename(folder)
+    except PermissionError as error:
+        raise CollectionError(
+            f"{folder.parent} cannot be written ({error}); set `cache` to a folder that can."
+        ) from None
+
+
+def encoded_lines(
+    source: Path, encode: Callable[[Block], pa.RecordBatch], group: Callable[[bytes], bytes] | None = None
+) -> Callable[[Place], Iterator[tuple[Place, pa.RecordBatch]]]:
+    """The shards of a line file, for `build_shards`.
+
+    Args:
+        source: line file, plain or `.gz`.
+        encode: turns a block of lines into the rows of one shard.
+        group: key of a line; neighbouring lines of one key stay in one block.
+    """
+    return lambda start: ((block.end, encode(block)) for block in _blocks(source, start, group))
+
+
+def _made_from(folder: Path) -> Any:
+    path = folder / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _working_folder(folder: Path, wanted: dict[str, Any]) -> Path:
+    """The folder of an interrupted build of the same, or an empty one."""
+    work = folder.parent / f".{folder.name}.building"
+    begun = work / "building.json"
+    if not begun.is_file() or json.loads(begun.read_text(encoding="utf-8")) != wanted:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        with atomic_file(begun) as partial:
+            partial.write_text(json.dumps(wanted), encoding="utf-8")
+    return work
+
+
+def _next_place(work: Path) -> Place:
+    shards = sorted(work.glob("*.arrow"))
+    if not shards:
+        return Place()
+    with pa.memory_map(str(shards[-1])) as file:
+        end = pa.ipc.open_file(file).schema.metadata[b"end"]
+    return Place(*json.loads(end))
+
+
+def _write_shards(work: Path, shards: Iterable[tuple[Place, pa.RecordBatch]]) -> None:
+    number = len(list(work.glob("*.arrow")))
+    for end, batch in shards:
+        schema = batch.schema.with_metadata({"end": json.dumps([end.offset, end.line])})
+        with atomic_file(work / f"{number:06d}.arrow") as partial, partial.open("wb") as file:
+            with pa.ipc.new_file(file, schema) as writer:
+                writer.write_batch(batch)
+            file.flush()
+            os.fsync(file.fileno())  # so that a name never stands for less than its shard, even after a power cut
+        number += 1
+    if not number:
+        raise CollectionError(f"There is nothing in what {work.name} is made from; pass a file with at least one line.")
+
+
+def _blocks(source: Path, start: Place, group: Callable[[bytes], bytes] | None) -> Iterator[Block]:
+    opener = gzip.open if source.suffix == ".gz" else open
+    with cast(IO[bytes], opener(source, "rb")) as file:
+        file.seek(start.offset)
+        offset, number = start.offset, start.line
+        lines: list[tuple[int, bytes]] = []
+        held = 0
+        for line in file:
+            full = len(lines) >= BLOCK_LINES or held >= BLOCK_BYTES
+            if full and (group is None or group(line) != group(lines[-1][1])):
+                yield Block(lines, Place(offset, number))
+                lines, held = [], 0
+            offset, number = offset + len(line), number + 1
+            if line.strip():
+                lines.append((number, line))
+                held += len(line)
+        if lines:
+            yield Block(lines, Place(offset, number))
+
+
+class ShardedTable:
+    """The rows of all shards of a folder, memory-mapped.
+
+    Args:
+        folder: with `*.arrow` shards of one record batch each.
+    """
+
+    RELEASE_AFTER = 1 << 10
+    """Rows read before the shards' pages are handed back."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = [MappedFile(path) for path in sorted(folder.glob("*.arrow"))]
+        self._shards = [file.batch() for file in self._files]
+        self._starts = np.cumsum([0, *(shard.num_rows for shard in self._shards)]).tolist()
+        self._views: dict[tuple[int, str], tuple[NDArray[np.int64], NDArray[Any]]] = {}
+        self._touched: set[int] = set()
+        self._reads = 0
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def strings(self, column: str, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
+        """Values of a text column."""
+        found = []
+        for shard, row in self._located(rows):
+            found.append(self._shards[shard].column(column)[row].as_py())
+        return found
+
+    def lists(
+        self, column: str, rows: Sequence[int] | NDArray[np.int64], first: int = 0, last: int | None = None
+    ) -> list[NDArray[Any]]:
+        """Values `first` to `last` (exclusive) of each row's list, fewer where it is shorter; copies."""
+        found = []
+        for shard, row in self._located(rows):
+            offsets, values = self._view(shard, column)
+            end = offsets[row + 1] if last is None else min(offsets[row] + last, offsets[row + 1])
+            found.append(values[offsets[row] + first : max(end, offsets[row] + first)].copy())
+        return found
+
+    def blocks(self, column: str) -> Iterator[NDArray[Any]]:
+        """A column of numbers, one shard at a time."""
+        for file, shard in zip(self._files, self._shards, strict=True):
+            yield shard.column(column).to_numpy()
+            file.release()
+
+    def write_column(self, column: str, path: Path) -> None:
+        """Write a column of numbers as a flat file, for `MappedArray`."""
+        with path.open("wb") as file:
+            for values in self.blocks(column):
+                file.write(values.tobytes())
+
+    def _located(self, rows: Sequence[int] | NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        for row in rows.tolist() if isinstance(rows, np.ndarray) else rows:
+            shard = bisect.bisect_right(self._starts, row) - 1
+            yield shard, row - self._starts[shard]
+            self._touched.add(shard)
+            self._reads += 1
+            if self._reads >= self.RELEASE_AFTER:
+                for number in self._touched:
+                    self._files[number].release()
+                self._touched, self._reads = set(), 0
+
+    def _view(self, shard: int, column: str) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        if (shard, column) not in self._views:
+            lists = self._shards[shard].column(column)
+            self._views[shard, column] = lists.offsets.to_numpy(), lists.values.to_numpy()
+        return self._views[shard, column]
