@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drama_models.errors import CollectionError
 from drama_models.folders import atomic_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +63,46 @@ def read_examples(path: str | Path) -> Iterator[TrainingExample]:
             if not line.strip():
                 continue
             try:
-                example = TrainingExample(**json.loads(line))
-            except (json.JSONDecodeError, TypeError) as error:
-                raise CollectionError(
-                    f"{path}, line {number}: not a training example ({error}); see `TrainingExample` for its fields."
-                ) from None
-            if not example.positive_ids:
-                raise CollectionError(
-                    f"{path}, line {number}: query {example.query_id!r} has no positive; provide one, or drop the line."
-                )
-            yield example
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise CollectionError(_malformed(path, number, str(error))) from None
+            yield parse_example(record, path, number)
+
+
+def parse_example(record: Mapping[str, Any], path: str | Path, number: int) -> TrainingExample:
+    """The example of one line of a file.
+
+    Args:
+        record: the line's object.
+        path: of the file, for messages.
+        number: of the line, counted from 1, for messages.
+
+    Raises:
+        CollectionError: an unknown or missing field, one of the wrong type, no positive, or a score that is no number.
+    """
+    try:
+        example = TrainingExample(**record)
+    except TypeError as error:
+        raise CollectionError(_malformed(path, number, str(error))) from None
+    if not isinstance(example.query_id, str) or not isinstance(example.query, str):
+        raise CollectionError(_malformed(path, number, "`query_id` and `query` must be strings"))
+    for name, ids in (("positive_ids", example.positive_ids), ("negative_ids", example.negative_ids)):
+        if not isinstance(ids, list) or not all(isinstance(key, str) for key in ids):
+            raise CollectionError(_malformed(path, number, f"`{name}` must be a list of strings"))
+    if not example.positive_ids:
+        raise CollectionError(
+            f"{path}, line {number}: query {example.query_id!r} has no positive; provide one, or drop the line."
+        )
+    if not isinstance(example.scores, dict):
+        raise CollectionError(_malformed(path, number, "`scores` must map document ids to numbers"))
+    for key, score in example.scores.items():
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise CollectionError(
+                f"{path}, line {number}: the score of document {key!r} is {score!r}; it must be a finite number, "
+                "leave out those that are unknown."
+            )
+    return example
+
+
+def _malformed(path: str | Path, number: int, reason: str) -> str:
+    return f"{path}, line {number}: not a training example ({reason}); see `TrainingExample` for its fields."

@@ -1,13 +1,16 @@
-"""From a teacher's ranked list to labels: which ranks are positives and which are hard negatives.
+"""From teachers' ranked lists to labels: which ranks are positives and hard negatives, and whose list counts when.
 
 DRAMA, section 3.1 (arXiv 2502.18460): positives are the first m, negatives the last n of the first k. DRAGON's ranks
-46 to 50 (arXiv 2302.07452) are the same rule with k = 50, n = 5.
+46 to 50 (arXiv 2302.07452, section 3) are the same rule with k = 50, n = 5. Of several teachers each query draws one
+each time it comes up, uniformly among the active ones; progressive supervision makes one more active in every
+iteration, in the given order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,10 +28,65 @@ class RankWindows:
     """Documents from its end."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.positives + self.negatives <= self.k:
+        if self.positives < 1 or self.negatives < 0:
+            raise ValueError(f"positives={self.positives} must be at least 1, negatives={self.negatives} at least 0.")
+        if self.positives + self.negatives > self.k:
             raise ValueError(
                 f"positives={self.positives} and negatives={self.negatives} do not fit into k={self.k}; set a larger k."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A system whose ranked lists are labels."""
+
+    name: str
+    """For logs and the card."""
+    run: Path
+    """Its TREC run over the collection."""
+    weight: float = 1.0
+    """Of its scores, where the teachers are fused."""
+    windows: RankWindows | None = None
+    """Ranks that count in its lists; the dataset's by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervision:
+    """Whose labels count, and when; defaults as for DRAGON (arXiv 2302.07452, section 4)."""
+
+    kind: Literal["single", "fused", "uniform", "progressive"] = "uniform"
+    """One teacher; one list fused from all; all teachers from the start; or one more in each iteration."""
+    epochs_per_iteration: int = 20
+    """Epochs until the next teacher joins."""
+    steps_per_iteration: int | None = None
+    """The same in steps, where a run is shorter than epochs; goes before epochs_per_iteration."""
+    newest_only_at_end: bool = False
+    """Whether the last iteration learns from the last teacher alone (worse in the paper's table 3)."""
+    normalisation: Literal["min-max", "none"] = "min-max"
+    """Of each list's scores before they are fused. A document that a list lacks gets that list's lowest score."""
+
+    def __post_init__(self) -> None:
+        if self.epochs_per_iteration < 1 or (self.steps_per_iteration or 1) < 1:
+            raise ValueError(
+                f"epochs_per_iteration={self.epochs_per_iteration} and steps_per_iteration={self.steps_per_iteration} "
+                "must be at least 1."
+            )
+
+    def iteration(self, teachers: int, *, epoch: int, step: int = 0) -> int:
+        """Iteration of a step, counted from 1; beyond the last teacher's it stays the last."""
+        if self.kind != "progressive":
+            return 1
+        per_step = self.steps_per_iteration
+        passed = epoch // self.epochs_per_iteration if per_step is None else step // per_step
+        return min(passed + 1, teachers)
+
+    def active(self, teachers: int, iteration: int) -> range:
+        """Places of the active teachers in their order."""
+        if self.kind != "progressive":
+            return range(teachers)
+        if self.newest_only_at_end and iteration == teachers:
+            return range(teachers - 1, teachers)
+        return range(iteration)
 
 
 def label_pools(ranked_ids: Sequence[str], windows: RankWindows) -> tuple[list[str], list[str]]:
@@ -39,3 +97,25 @@ def label_pools(ranked_ids: Sequence[str], windows: RankWindows) -> tuple[list[s
     """
     counted = list(ranked_ids[: windows.k])
     return counted[: windows.positives], counted[windows.k - windows.negatives :]
+
+
+def positive_distribution(lists: Sequence[Sequence[str]], windows: RankWindows) -> list[tuple[str, float, float]]:
+    """How often each document is drawn as the positive of a query: DRAGON's measure of diversity.
+
+    Args:
+        lists: ranked ids of each active teacher; teachers without hits count as absent.
+        windows: ranks that count.
+
+    Returns:
+        Document, chance, and sum of reciprocal ranks over the teachers that could draw it; the most likely first,
+        ties by that sum, then by id.
+    """
+    pools = [label_pools(ranked, windows)[0] for ranked in lists if ranked]
+    chance: dict[str, float] = {}
+    reciprocal: dict[str, float] = {}
+    for pool in pools:
+        for rank, document in enumerate(pool, start=1):
+            chance[document] = chance.get(document, 0.0) + 1 / (len(pool) * len(pools))
+            reciprocal[document] = reciprocal.get(document, 0.0) + 1 / rank
+    ranking = [(document, chance[document], reciprocal[document]) for document in chance]
+    return sorted(ranking, key=lambda row: (-round(row[1], 12), -round(row[2], 12), row[0]))

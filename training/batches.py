@@ -1,0 +1,105 @@
+"""One step's texts: what a batch holds before it is tokenised, and how planned rows become it.
+
+A query's documents are consecutive, the positive first, as in DRAGON's trainer; rows that a query lacks are absent:
+they fill the batch and no loss counts them. Texts carry no prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from training.datasets import Task, TrainingDataset
+
+# B = queries, N = documents of a query
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextBatch:
+    """What one step of one process sees."""
+
+    task: Task
+    """Of the dataset: name, in_batch_negatives, instruction."""
+    dataset: str
+    """Its name in the recipe."""
+    query_ids: list[str]
+    """B."""
+    queries: list[str]
+    """B."""
+    document_ids: list[str]
+    """B * N, each query's documents in turn; "" where absent."""
+    documents: list[str]
+    """B * N; "" where absent."""
+    positives: list[int]
+    """B: place of each query's positive among the documents."""
+    absent: list[bool]
+    """B * N: places that only fill the batch."""
+    scores: list[list[float]]
+    """B x N teacher scores of the own documents, NaN where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedBatch:
+    """The same in rows: which queries and documents, before any text is read."""
+
+    queries: NDArray[np.int64]
+    """(B,) rows of the dataset."""
+    documents: NDArray[np.int64]
+    """(B, N) rows of its collection, the positive first; -1 where absent."""
+    scores: NDArray[np.float32]
+    """(B, N) teacher scores, NaN where there is none."""
+
+    def rank_slice(self, rank: int, world_size: int) -> PlannedBatch:
+        """The contiguous part of one of several processes; B must be a multiple of their number."""
+        share = len(self.queries) // world_size
+        mine = slice(rank * share, (rank + 1) * share)
+        return PlannedBatch(queries=self.queries[mine], documents=self.documents[mine], scores=self.scores[mine])
+
+
+def read_texts(dataset: TrainingDataset, planned: PlannedBatch) -> TextBatch:
+    """The texts of planned rows."""
+    flat = planned.documents.reshape(-1)
+    present = np.flatnonzero(flat >= 0)
+    ids, texts = [""] * len(flat), [""] * len(flat)
+    found_ids = dataset.documents.ids(flat[present])
+    found_texts = dataset.documents.contents(flat[present], dataset.title_separator)
+    for place, key, text in zip(present.tolist(), found_ids, found_texts, strict=True):
+        ids[place], texts[place] = key, text
+    return TextBatch(
+        task=dataset.task,
+        dataset=dataset.name,
+        query_ids=dataset.labels.query_ids(planned.queries),
+        queries=dataset.labels.queries(planned.queries),
+        document_ids=ids,
+        documents=texts,
+        positives=list(range(0, len(flat), planned.documents.shape[1])),
+        absent=(flat < 0).tolist(),
+        scores=planned.scores.tolist(),
+    )
+
+
+def lay_out(groups: Sequence[Sequence[Any]], group_size: int, filler: Any) -> tuple[list[Any], list[int], list[bool]]:
+    """Documents of a batch in a row, groups filled up to one size.
+
+    Args:
+        groups: documents of each query, the positive first, at most `group_size`.
+        group_size: documents of a query.
+        filler: stands where a query has fewer.
+
+    Returns:
+        The documents (B * N), the place of each positive (B), and which documents are absent (B * N).
+    """
+    documents: list[Any] = []
+    absent: list[bool] = []
+    for group in groups:
+        missing = group_size - len(group)
+        documents += [*group, *[filler] * missing]
+        absent += [*[False] * len(group), *[True] * missing]
+    return documents, list(range(0, len(documents), group_size)), absent

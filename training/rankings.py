@@ -1,0 +1,250 @@
+"""Teachers' TREC runs as memory-mapped lists: query to ranked document rows with scores.
+
+Any system's output can be a teacher. Lists are ordered by score, ties as in the file; the rank column is not read. A
+run may lack queries: those without a hit from any teacher are left out of training, as in DRAGON (arXiv 2302.07452).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from drama_models.errors import CollectionError
+from drama_models.folders import atomic_file
+from training.documents import cache_name
+from training.draws import draw_below
+from training.mapped import MappedArray
+from training.pools import Pools
+from training.shards import ShardedTable, build_shards, encoded_lines, source_fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from training.documents import TextStore
+    from training.shards import Block
+    from training.supervision import RankWindows, Supervision
+
+SCHEMA = pa.schema(
+    {
+        "query": pa.int64(),
+        "line": pa.int64(),
+        "documents": pa.large_list(pa.int64()),
+        "scores": pa.large_list(pa.float32()),
+    }
+)
+QUERIES_PER_SCAN = 1 << 20  # of one array, looked through at a time
+
+
+class Rankings:
+    """The ranked lists of one teacher.
+
+    Args:
+        folder: made by `open_run`, or by `training.fusion.fuse`.
+        fingerprint: of what it was made from.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+        self.folder, self.fingerprint = folder, fingerprint
+        self._table = ShardedTable(folder)
+        self._list_of_query = MappedArray(folder / "list_of_query.i64", np.int64)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def covers(self, queries: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether there is a list for each of these query rows."""
+        return self._list_of_query.gather(queries) >= 0
+
+    def ranked(
+        self, queries: NDArray[np.int64], first: int = 0, last: int | None = None
+    ) -> tuple[list[NDArray[np.int64]], list[NDArray[Any]]]:
+        """Documents and scores at ranks `first` (counted from 0) to `last` (exclusive) of each query's list."""
+        lists = self._list_of_query.gather(queries)
+        return self._table.lists("documents", lists, first, last), self._table.lists("scores", lists, first, last)
+
+    def cover_some(self, number: int) -> NDArray[np.bool_]:
+        """`covers` for the `QUERIES_PER_SCAN` query rows from `number` on."""
+        return self._list_of_query.values[number : number + QUERIES_PER_SCAN] >= 0
+
+
+def open_run(path: Path, queries: TextStore, documents: TextStore, cache: Path) -> Rankings:
+    """The lists of a TREC run file; built on first use.
+
+    Raises:
+        CollectionError: no such file or an empty one, a malformed line, an unknown id, a score that is not finite, a
+            document twice in one list, or a query whose lines are not together.
+    """
+    if not path.is_file():
+        raise CollectionError(f"There is no run at {path}; pass a TREC run file of a teacher.")
+    folder = cache / cache_name("run", path, queries.source, documents.source)
+    fingerprint = {
+        "run": source_fingerprint(path),
+        "queries": queries.fingerprint,
+        "documents": documents.fingerprint,
+    }
+    encode = _RunEncoder(path, queries, documents)
+    shards = encoded_lines(path, encode, group=lambda line: line.split(None, 1)[0] if line.strip() else b"")
+    build_shards(folder, fingerprint, shards, write_list_of_query(path, queries))
+    return Rankings(folder, fingerprint)
+
+
+class RankedQueries:
+    """Queries with the labels of their teachers' lists.
+
+    Args:
+        queries: texts.
+        teachers: their lists, in the order in which progressive supervision adds them; fused lists are one teacher.
+        windows: ranks that count for each of them.
+        supervision: whose lists count when.
+        cache: folder for the list of queries with hits, built on first use.
+
+    Raises:
+        CollectionError: no query has a list.
+    """
+
+    def __init__(
+        self,
+        queries: TextStore,
+        teachers: Sequence[Rankings],
+        windows: Sequence[RankWindows],
+        supervision: Supervision,
+        cache: Path,
+    ) -> None:
+        self._queries, self.teachers, self._windows, self.supervision = queries, teachers, windows, supervision
+        state = json.dumps([teacher.fingerprint for teacher in teachers])
+        path = cache / f"{cache_name('queries', *(teacher.folder for teacher in teachers), settings=state)}.i64"
+        if not path.is_file():
+            with atomic_file(path) as partial, partial.open("wb") as file:
+                for number in range(0, len(queries), QUERIES_PER_SCAN):
+                    hit = np.logical_or.reduce([teacher.cover_some(number) for teacher in teachers])
+                    file.write((np.flatnonzero(hit) + number).astype(np.int64).tobytes())
+        self._rows = MappedArray(path, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def dropped(self) -> int:
+        """Queries without a hit from any teacher."""
+        return len(self._queries) - len(self)
+
+    def query_ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """Id of each query."""
+        return self._queries.ids(self._query_rows(rows))
+
+    def queries(self, rows: NDArray[np.int64]) -> list[str]:
+        """Text of each query, without a prompt."""
+        return self._queries.contents(self._query_rows(rows))
+
+    def query_hashes(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Equal where two queries have the same text; shape of `rows`."""
+        return self._queries.content_hashes(self._query_rows(rows))
+
+    def pools(self, rows: NDArray[np.int64], iteration: int = 1, *key: int) -> Pools:
+        """Labels from one active teacher a query, drawn uniformly among those that have a list for it.
+
+        A query that no active teacher has hits for gets empty pools.
+        """
+        queries = self._query_rows(rows)
+        active = list(self.supervision.active(len(self.teachers), iteration))
+        covered = np.stack([self.teachers[number].covers(queries) for number in active])  # (teachers, queries)
+        choices = covered.sum(axis=0)
+        drawn = draw_below(np.maximum(choices, 1), *key, rows)
+        chosen = np.argmax(np.cumsum(covered, axis=0) > drawn, axis=0)  # place of the drawn one among those that cover
+        empty: NDArray[Any] = np.empty(0, np.int64)
+        pools = Pools(**{name: [empty] * len(rows) for name in Pools.__dataclass_fields__})
+        for place, number in enumerate(active):
+            mine = np.flatnonzero((chosen == place) & (choices > 0))
+            windows, teacher = self._windows[number], self.teachers[number]
+            top = teacher.ranked(queries[mine], 0, windows.positives)
+            end = teacher.ranked(queries[mine], windows.k - windows.negatives, windows.k)
+            for index, *found in zip(mine.tolist(), *top, *end, strict=True):
+                pools.positives[index], pools.positive_scores[index] = found[0], found[1]
+                pools.negatives[index], pools.negative_scores[index] = found[2], found[3]
+        return pools
+
+    def _query_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._rows.gather(rows)
+
+
+class _RunEncoder:
+    """Lines of a run to lists of rows."""
+
+    def __init__(self, path: Path, queries: TextStore, documents: TextStore) -> None:
+        self.path, self.queries, self.documents = path, queries, documents
+
+    def __call__(self, block: Block) -> pa.RecordBatch:
+        fields = [self._fields(number, line) for number, line in block.lines]
+        names, documents, scores = zip(*fields, strict=True)
+        lines = [number for number, _ in block.lines]
+        starts = [0, *(place for place in range(1, len(names)) if names[place] != names[place - 1])]
+        query_rows = self.queries.rows([names[start] for start in starts])
+        rows = self.documents.rows(documents)
+        self._check_known(query_rows, [names[start] for start in starts], [lines[start] for start in starts], "query")
+        self._check_known(rows, documents, lines, "document")
+        columns: dict[str, list[Any]] = {"query": query_rows.tolist(), "line": [lines[start] for start in starts]}
+        columns |= {"documents": [], "scores": []}
+        values = np.array(scores, np.float32)
+        for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
+            order = start + np.argsort(-values[start:end], kind="stable")
+            if len(np.unique(rows[order])) < len(order):
+                raise CollectionError(
+                    f"{self.path}, line {lines[start]}: a document occurs twice in the list of query "
+                    f"{names[start]!r}; each must be there once."
+                )
+            columns["documents"].append(rows[order])
+            columns["scores"].append(values[order])
+        return pa.record_batch([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+
+    def _fields(self, number: int, line: bytes) -> tuple[str, str, float]:
+        try:
+            query, _, document, _, score, *_ = line.decode().split()
+            value = float(score)
+        except ValueError:
+            raise CollectionError(
+                f"{self.path}, line {number}: expected `query Q0 document rank score name`, "
+                f"found {line.strip()[:80]!r}."
+            ) from None
+        if not np.isfinite(value):
+            raise CollectionError(
+                f"{self.path}, line {number}: the score of document {document!r} is {score}; it must be finite."
+            )
+        return query, document, value
+
+    def _check_known(self, rows: NDArray[np.int64], names: Sequence[str], lines: Sequence[int], what: str) -> None:
+        if (rows < 0).any():
+            place = int(np.argmax(rows < 0))
+            source = (self.queries if what == "query" else self.documents).source
+            raise CollectionError(
+                f"{self.path}, line {lines[place]}: {what} {names[place]!r} is not in {source}; "
+                "use a run made on this collection."
+            )
+
+
+def write_list_of_query(path: Path, queries: TextStore) -> Callable[[Path, ShardedTable], None]:
+    """Writes, for every query row, the number of its list, or -1."""
+
+    def finish(folder: Path, table: ShardedTable) -> None:
+        lists = np.memmap(folder / "list_of_query.i64", np.int64, mode="w+", shape=(len(queries),))
+        lists[:] = -1
+        number = 0
+        for rows, lines in zip(table.blocks("query"), table.blocks("line"), strict=True):
+            again = lists[rows] >= 0
+            again[np.setdiff1d(np.arange(len(rows)), np.unique(rows, return_index=True)[1])] = True
+            if again.any():
+                row, line = rows[np.argmax(again)], lines[np.argmax(again)]
+                raise CollectionError(
+                    f"{path}, line {line}: query {queries.ids(np.array([row]))[0]!r} was there before; the lines of a "
+                    "query must be together (sort the run by its first column)."
+                )
+            lists[rows] = np.arange(number, number + len(rows))
+            number += len(rows)
+        lists.flush()
+
+    return finish
