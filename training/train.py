@@ -26,9 +26,10 @@ from drama_models.folders import atomic_folder
 from drama_models.hardware import Precision, train_in_bf16
 from drama_models.progress import ProgressLog
 from drama_models.provenance import write_provenance
+from training.encoders import EncoderRecipe, build_encoder
 from training.examples import TrainingExample, read_examples
 from training.objectives import trainer_loss
-from training.start import PROMPTS, load_start, write_start_folder
+from training.start import PROMPTS, write_start_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -120,7 +121,10 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
         shutil.rmtree(work, ignore_errors=True)
         write_start_folder(recipe.backbone, work / "start", bidirectional=recipe.bidirectional)
     torch.manual_seed(recipe.seed)
-    model = load_start(work / "start", max_length=recipe.max_length, pooling=recipe.pooling, device=recipe.device)
+    encoder = EncoderRecipe(
+        bidirectional=recipe.bidirectional, pooling=recipe.pooling, max_length=recipe.max_length, packed=False
+    )
+    model = build_encoder(work / "start", encoder, device=recipe.device)
     if max(recipe.dims) > (model.get_embedding_dimension() or 0):
         raise TrainingError(
             f"dims={recipe.dims} go beyond the backbone's {model.get_embedding_dimension()}; use sizes up to that."

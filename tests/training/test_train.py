@@ -159,10 +159,12 @@ def test_recipes_refuse_nonsense(changes: dict[str, Any], message: str, tmp_path
         train_recipe(tmp_path, tmp_path, tmp_path, tmp_path, **changes)
 
 
-def test_a_backbone_of_another_kind_is_refused(collection_folder: Path, examples_file: Path, tmp_path: Path) -> None:
+def test_a_folder_that_no_model_can_be_read_from_is_refused(
+    collection_folder: Path, examples_file: Path, tmp_path: Path
+) -> None:
     folder = make_llama(tmp_path / "other")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}), encoding="utf-8")
-    with pytest.raises(ModelFolderError, match="is a bert; pass the folder of a Llama"):
-        train(train_recipe(folder, collection_folder, examples_file, tmp_path / "made"))
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    recipe = train_recipe(folder, collection_folder, examples_file, tmp_path / "made", bidirectional=False)
+    with pytest.raises(ModelFolderError, match="is a bert, in which every token sees every other"):
+        train(recipe)
     assert read_provenance(folder) is None

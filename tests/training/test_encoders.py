@@ -1,0 +1,247 @@
+"""What is trained: embeddings and gradients against the stock sentence-transformers forward, and what is saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize
+from torch import Tensor
+from transformers import BertConfig, BertModel, MistralConfig, MistralModel, PreTrainedModel
+
+from drama_models.attention import PACKED
+from drama_models.errors import AttentionDirectionError, ModelFolderError
+from tests.conftest import TEXTS, make_tokenizer
+from training.encoders import EncoderRecipe, Kind, Lora, build_encoder, embed, merge_lora, tokenise
+from training.start import write_start_folder
+
+SOME = [TEXTS[0], TEXTS[3] * 2, TEXTS[5], "short", TEXTS[0] + "!"]
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+CAUSAL = {"bidirectional": False, "pooling": "last"}
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bidirectional llama": ("llama", {}),
+    "causal llama with the state of EOS": ("llama", CAUSAL),
+    "padded llama": ("llama", {"packed": False}),
+    "mistral": ("mistral", CAUSAL | {"query_prompt": ""}),
+    "bert": ("bert", {"pooling": "cls", "normalise": False}),
+    "two berts": ("bert", {"pooling": "cls", "normalise": False, "two_encoders": True}),
+    "two llamas": ("llama", {"two_encoders": True}),
+    "checkpointed llama": ("llama", {"gradient_checkpointing": True}),
+    "llama with lora": ("llama", {"lora": Lora(rank=4, alpha=8, dropout=0.0)}),
+}
+
+
+@pytest.fixture(scope="module")
+def backbones(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of three kinds, of the true classes with random weights."""
+    root, tokenizer = tmp_path_factory.mktemp("backbones"), make_tokenizer()
+    torch.manual_seed(1)
+    mistral = MistralConfig(**SIZES, num_key_value_heads=2, head_dim=8, vocab_size=len(tokenizer), sliding_window=8)
+    MistralModel(mistral).save_pretrained(root / "mistral")
+    BertModel(BertConfig(**SIZES, vocab_size=len(tokenizer))).save_pretrained(root / "bert")
+    for name in ("mistral", "bert"):
+        tokenizer.save_pretrained(root / name)
+    return {"llama": llama_folder, "mistral": root / "mistral", "bert": root / "bert"}
+
+
+def built(backbones: dict[str, Path], name: str, work: Path, **changes: Any) -> SentenceTransformer:
+    backbone, settings = RECIPES[name]
+    recipe = EncoderRecipe(**{"max_length": 24} | settings | changes)
+    if not (work / backbone).exists():
+        write_start_folder(backbones[backbone], work / backbone, bidirectional=recipe.bidirectional)
+    return build_encoder(work / backbone, recipe, device="cpu")
+
+
+def stock(model: SentenceTransformer, texts: list[str], kind: Kind) -> Tensor:
+    """The stock forward over a padded batch, without the normalisation at its end."""
+    features: Any = model.preprocess(texts, task=kind)
+    for module in model:
+        features = features if isinstance(module, Normalize) else module(features)
+    return features["sentence_embedding"]
+
+
+def gradients(model: SentenceTransformer, embedded: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    embedded.sin().sum().backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_embeddings_and_gradients_are_those_of_the_stock_forward(
+    name: str, backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    model = built(backbones, name, tmp_path).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    kinds: tuple[Kind, ...] = ("query", "document")
+    for kind in kinds:
+        expected = stock(model, SOME, kind)
+        wanted = gradients(model, expected)
+        found = embed(model, tokenise(model, SOME, kind), kind)
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+        own = gradients(model, found)
+        assert own.keys() == wanted.keys()
+        for weight in wanted:  # sums over all tokens in another order
+            scale = max(float(wanted[weight].abs().max()), 1e-2)  # BERT's key biases have none but rounding
+            torch.testing.assert_close(own[weight], wanted[weight], atol=1e-4 * scale, rtol=1e-3)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained >= own.keys()
+    assert all(weight.dtype == torch.float32 for weight in model.parameters())
+    backbones_of_model = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    assert {module.config._attn_implementation == PACKED for module in backbones_of_model} == {name != "padded llama"}
+
+
+@pytest.mark.parametrize("name", ["bidirectional llama", "mistral", "two berts", "two llamas"])
+def test_the_saved_folder_is_a_stock_model(name: str, backbones: dict[str, Path], tmp_path: Path) -> None:
+    model = built(backbones, name, tmp_path).eval()
+    with torch.no_grad():  # so that the two encoders differ
+        for number, weight in enumerate(model.parameters()):
+            weight.add_(torch.randn_like(weight), alpha=0.01 * (1 + number % 3))
+    model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    assert not any(PACKED in path.read_text() for path in (tmp_path / "saved").rglob("*.json"))
+    loaded = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    with torch.no_grad():
+        ours = {
+            kind: embed(model, tokenise(model, [(model.prompts[kind] or "") + text for text in SOME], kind), kind)
+            for kind in ("query", "document")
+        }
+    vectors = {"query": loaded.encode_query(SOME), "document": loaded.encode_document(SOME)}
+    for kind, theirs in vectors.items():
+        mine = ours[kind] if model.similarity_fn_name == "dot" else torch.nn.functional.normalize(ours[kind])
+        np.testing.assert_allclose(mine.numpy(), theirs, atol=2e-5)
+    assert ("two" in name) == (not np.allclose(loaded.encode(SOME, task="query"), loaded.encode(SOME, task="document")))
+    assert loaded.similarity_fn_name == model.similarity_fn_name
+
+
+def test_two_encoders_begin_alike_and_are_trained_apart(backbones: dict[str, Path], tmp_path: Path) -> None:
+    model = built(backbones, "two llamas", tmp_path).eval()
+    ids = tokenise(model, SOME, "query")
+    query, document = embed(model, ids, "query"), embed(model, ids, "document")
+    assert torch.equal(query, document)
+    moved = {name.split(".")[2] for name in gradients(model, query)}
+    assert moved == {"query"}
+
+
+def test_the_direction_is_what_the_recipe_says(backbones: dict[str, Path], tmp_path: Path) -> None:
+    ids = torch.tensor([0, 5, 6, 7, 1])
+    changed = torch.tensor([0, 5, 6, 9, 1])
+    for name, sees in (("bidirectional llama", True), ("causal llama with the state of EOS", False)):
+        model = built(backbones, name, tmp_path / name, pooling="cls").eval()  # the first state alone
+        first, second = embed(model, [ids], "query"), embed(model, [changed], "query")
+        assert torch.equal(first, second) != sees
+    with pytest.raises(AttentionDirectionError, match="attends bidirectionally where the recipe asks for causal"):
+        built(backbones, "bidirectional llama", tmp_path / "bidirectional llama", bidirectional=False)
+    with pytest.raises(AttentionDirectionError, match="is a bert, in which every token sees every other"):
+        write_start_folder(backbones["bert"], tmp_path / "bert", bidirectional=False)
+
+
+def test_merged_lora_is_a_plain_folder_with_the_same_vectors(backbones: dict[str, Path], tmp_path: Path) -> None:
+    model = built(backbones, "llama with lora", tmp_path)
+    updates = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert updates
+    assert all("lora_" in name for name in updates)
+    optimiser = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.01)
+    ids = tokenise(model, SOME, "document")
+    before = embed(model, ids, "document").detach()
+    for _ in range(3):
+        optimiser.zero_grad()
+        embed(model, ids, "document").sin().sum().backward()
+        optimiser.step()
+    model.eval()
+    with torch.no_grad():
+        trained = embed(model, ids, "document")
+        merge_lora(model)
+        merged = embed(model, ids, "document")
+    assert (trained - before).abs().max() > 1e-2
+    torch.testing.assert_close(merged, trained, atol=1e-4, rtol=1e-4)
+    model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    assert not list((tmp_path / "saved").glob("adapter*"))
+    loaded = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    np.testing.assert_allclose(loaded.encode(SOME), torch.nn.functional.normalize(merged).numpy(), atol=2e-5)
+
+
+def test_bfloat16_autocast_trains_float32_weights(backbones: dict[str, Path], tmp_path: Path) -> None:
+    model = built(backbones, "bidirectional llama", tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        embedded = embed(model, tokenise(model, SOME, "query"), "query")
+    found = gradients(model, embedded.float())
+    assert all(gradient.dtype == torch.float32 for gradient in found.values())
+    exact = embed(model, tokenise(model, SOME, "query"), "query")
+    assert torch.nn.functional.cosine_similarity(embedded.float(), exact).min() > 0.98
+
+
+def test_a_wrapped_model_is_called_as_a_whole(backbones: dict[str, Path], tmp_path: Path) -> None:
+    """DistributedDataParallel must see the forward pass, or it synchronises nothing."""
+
+    class Wrapper(torch.nn.Module):
+        calls = 0
+
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, features: dict[str, Any]) -> Any:
+            self.calls += 1
+            return self.module(features)
+
+    model = built(backbones, "two llamas", tmp_path).eval()
+    wrapped: Any = Wrapper(model)
+    ids = tokenise(model, SOME, "document")
+    assert torch.equal(embed(wrapped, ids, "document"), embed(model, ids, "document"))
+    assert wrapped.calls == 1
+
+
+def test_tokens_end_with_the_ends_also_where_a_text_is_cut(backbones: dict[str, Path], tmp_path: Path) -> None:
+    model = built(backbones, "bidirectional llama", tmp_path, max_length=6)
+    ids = [row.tolist() for row in tokenise(model, ["a", TEXTS[0]], "document")]
+    assert [len(row) for row in ids] == [3, 6]
+    assert all((row[0], row[-1]) == (0, 1) for row in ids)
+
+
+def test_a_tokenizer_without_bos_or_padding_becomes_usable(llama_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "llama"
+    write_start_folder(llama_folder, folder, bidirectional=True)
+    named = json.loads((folder / "tokenizer_config.json").read_text())
+    for name in ("bos_token", "pad_token"):
+        del named[name]
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    write_start_folder(folder, tmp_path / "start", bidirectional=True)
+    model = build_encoder(tmp_path / "start", EncoderRecipe(max_length=24), device="cpu")
+    (ids,) = tokenise(model, ["a"], "query")
+    assert ids.tolist()[-1] == 1
+    assert ids.tolist()[0] != 0
+    assert model.tokenizer.pad_token_id == 1
+    del named["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    with pytest.raises(ModelFolderError, match="names no eos_token"):
+        write_start_folder(folder, tmp_path / "other", bidirectional=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Lora(rank=0), "rank=0 must be at least 1"),
+        (lambda: Lora(dropout=1.0), "dropout=1.0 must be at least 0 and below 1"),
+        (lambda: EncoderRecipe(max_length=2), "max_length=2 leaves no room"),
+        (lambda: build_encoder(Path("a"), EncoderRecipe(), document_start=Path("b")), "document_start is for two"),
+    ],
+)
+def test_nonsense_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,238 @@
+"""The model that is trained: a stock sentence-transformers model, one encoder or two, whole or through LoRA.
+
+It is built from start folders (`training.start`), trained through `embed`, and saved as what any client loads: nothing
+here adds a class of its own to the model. `embed` takes token ids and gives embeddings with gradients, on the packed
+attention of inference where the backbone can run it and with padding where it cannot. Weights are float32 whatever the
+backbone was stored in; bfloat16 is autocast's affair.
+
+Two encoders with separate weights from one checkpoint: DRAGON (arXiv 2302.07452). Causal with the state of EOS and
+LoRA of rank 64: bge-en-icl (arXiv 2409.15700). LoRA: Hu et al., 2021, https://arxiv.org/abs/2106.09685.
+
+n texts, T tokens of all of them, D embedding size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from torch import Tensor
+
+from drama_models.attention import PACKED, enable_packing, first_position, pack, sees_later_tokens
+from drama_models.errors import AttentionDirectionError, MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+Kind = Literal["query", "document"]
+KINDS: tuple[Kind, ...] = ("query", "document")
+POOLING_MODES = {"mean": "mean", "last": "lasttoken", "cls": "cls"}  # our words, sentence-transformers' words
+UNTRAINED = "pooler"  # BERT's head over its first token, which no embedding goes through
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank updates beside frozen weights; defaults as in bge-en-icl's paper."""
+
+    rank: int = 64
+    """Of each update."""
+    alpha: float = 32.0
+    """Updates are scaled by alpha / rank."""
+    dropout: float = 0.1
+    """On the input of an update."""
+    targets: tuple[str, ...] | None = None
+    """Names of the linear layers to update, such as q_proj; all linear layers by default."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"rank={self.rank} must be at least 1 and alpha={self.alpha} positive.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1; 0.1 is a usual choice.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRecipe:
+    """How a backbone becomes an encoder; defaults as for DRAMA."""
+
+    bidirectional: bool = True
+    """Whether every token sees every other; a BERT always does."""
+    pooling: Literal["mean", "last", "cls"] = "mean"
+    """Mean over all tokens, the state of the last one (EOS), or of the first one."""
+    max_length: int = 256
+    """Tokens kept of each text, its ends included."""
+    normalise: bool = True
+    """Whether the saved model scales its embeddings to length 1, so that scores are cosines."""
+    query_prompt: str = "Query: "
+    """Text put before every query."""
+    document_prompt: str = ""
+    """Text put before every document."""
+    two_encoders: bool = False
+    """Separate weights for queries and documents."""
+    lora: Lora | None = None
+    """Train low-rank updates instead of the weights themselves."""
+    gradient_checkpointing: bool = False
+    """Compute each layer a second time in the backward pass instead of keeping what is inside it."""
+    packed: bool = True
+    """Train without padding where the backbone can."""
+
+    def __post_init__(self) -> None:
+        if self.max_length < 3:
+            raise ValueError(f"max_length={self.max_length} leaves no room between the ends of a text; set at least 3.")
+
+
+def build_encoder(
+    start: Path, recipe: EncoderRecipe, *, document_start: Path | None = None, device: str | None = None
+) -> SentenceTransformer:
+    """A trainable model from a start folder.
+
+    Args:
+        start: made by `write_start_folder`, or any encoder that transformers loads.
+        recipe: what is put on top of it.
+        document_start: start of the document encoder, where the two begin differently; `start` by default.
+        device: such as "cuda"; the best there is by default.
+
+    Raises:
+        AttentionDirectionError: the backbone does not attend in the direction that the recipe asks for.
+        MissingExtraError: LoRA without peft.
+        ValueError: `document_start` for a single encoder, or LoRA targets that the backbone does not have.
+    """
+    if document_start is not None and not recipe.two_encoders:
+        raise ValueError("document_start is for two encoders; set two_encoders, or leave it out.")
+    modules: list[torch.nn.Module]
+    if recipe.two_encoders:
+        modules = [Router.for_query_document(_tower(start, recipe), _tower(document_start or start, recipe))]
+    else:
+        modules = list(_tower(start, recipe))
+    if recipe.normalise:
+        modules.append(Normalize())
+    prompts = {"query": recipe.query_prompt, "document": recipe.document_prompt}
+    similarity: Literal["cosine", "dot"] = "cosine" if recipe.normalise else "dot"
+    return SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name=similarity, device=device)
+
+
+def embed(model: SentenceTransformer, token_ids: Sequence[Tensor], kind: Kind) -> Tensor:
+    """Embeddings of tokenised texts, with gradients.
+
+    Args:
+        model: of `build_encoder` or loaded from a folder, on any device; also one that DistributedDataParallel wraps.
+        token_ids: ids of each text, (length,) each, ends included, at least one text and one token in each.
+        kind: which of two encoders; no matter for a single one.
+
+    Returns:
+        (n, D), pooled and not normalised, so that Matryoshka sizes can be cut first.
+    """
+    inner = cast(SentenceTransformer, getattr(model, "module", model))
+    transformer = _transformers(inner)[KINDS.index(kind)]
+    backbone = transformer.auto_model
+    ids = [row.to(backbone.device) for row in token_ids]
+    packed = backbone.config._attn_implementation == PACKED
+    inputs = pack(ids, first_position(backbone)) if packed else _padded(ids, transformer)
+    if transformer.model_forward_params is not None:  # a backbone that names every argument it takes
+        transformer.model_forward_params |= inputs.keys()
+    # the wrapped model is called as a whole, so that what synchronises gradients sees the pass
+    states = model(inputs | {"task": kind})["token_embeddings"]
+    ends = "cu_seq_lens_q" if packed else "attention_mask"  # what pooling tells the texts apart by
+    features = {"token_embeddings": states, ends: inputs[ends].to(states.device)}
+    for module in _after_transformer(inner, kind):
+        features = module(features)
+    return cast(Tensor, features["sentence_embedding"])
+
+
+def tokenise(model: SentenceTransformer, texts: Sequence[str], kind: Kind) -> list[Tensor]:
+    """Token ids of texts that carry their prompts already, cut to the model's length: what `embed` takes.
+
+    Returns:
+        (length,) each, int64, on the CPU.
+    """
+    transformer = _transformers(model)[KINDS.index(kind)]
+    limit = transformer.max_seq_length
+    encoded = cast(Any, transformer.tokenizer)(list(texts), truncation=True, max_length=limit)["input_ids"]
+    return [torch.tensor(ids) for ids in encoded]
+
+
+def merge_lora(model: SentenceTransformer) -> None:
+    """Fold low-rank updates into the weights, in place: afterwards the model is a plain one and saves as such."""
+    for transformer in _transformers(model):
+        backbone = cast(Any, transformer.auto_model)
+        if not getattr(backbone, "_hf_peft_config_loaded", False):
+            continue
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for name, module in list(backbone.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                module.merge()
+                backbone.set_submodule(name, module.get_base_layer())
+        del backbone.peft_config
+        backbone._hf_peft_config_loaded = False
+        for name, weight in backbone.named_parameters():
+            weight.requires_grad_(not name.startswith(UNTRAINED))
+
+
+def _tower(start: Path, recipe: EncoderRecipe) -> list[Any]:
+    """Transformer and pooling of one encoder, ready to be trained."""
+    # float32 weights whatever the backbone was stored in: optimiser steps vanish in bfloat16, autocast does the rest
+    settings: dict[str, Any] = {"model_kwargs": {"dtype": torch.float32}}
+    transformer = Transformer(str(start), max_seq_length=recipe.max_length, **settings)
+    backbone = cast(Any, transformer.auto_model)
+    if sees_later_tokens(backbone) != recipe.bidirectional:
+        found, wanted = ("causal", "bidirectional") if recipe.bidirectional else ("bidirectional", "causal")
+        raise AttentionDirectionError(
+            f"{start} attends {found}ly where the recipe asks for {wanted}: use a start folder of that direction "
+            f"(a BERT is always bidirectional), or set bidirectional={not recipe.bidirectional}."
+        )
+    for name, weight in backbone.named_parameters():
+        weight.requires_grad_(not name.startswith(UNTRAINED))
+    if recipe.lora is not None:
+        _add_lora(backbone, recipe.lora)
+    if recipe.packed:
+        enable_packing(backbone)
+    if recipe.gradient_checkpointing:
+        renamed = getattr(backbone, "activation_checkpointing_enable", None)  # its newer name
+        (renamed or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
+    return [transformer, Pooling(transformer.get_embedding_dimension(), cast(Any, POOLING_MODES[recipe.pooling]))]
+
+
+def _add_lora(backbone: Any, lora: Lora) -> None:
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise MissingExtraError("lora", "workshop") from None
+    backbone.add_adapter(
+        LoraConfig(
+            task_type="FEATURE_EXTRACTION",
+            r=lora.rank,
+            lora_alpha=cast(Any, lora.alpha),
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.targets) if lora.targets else "all-linear",
+            exclude_modules=rf"{UNTRAINED}\..*" if hasattr(backbone, UNTRAINED) else None,
+        )
+    )
+
+
+def _transformers(model: SentenceTransformer) -> list[Transformer]:
+    """Of queries and of documents; the same one twice where there is one encoder."""
+    first = model[0]
+    if isinstance(first, Router):
+        return [cast(Transformer, cast(Any, first.sub_modules[kind])[0]) for kind in KINDS]
+    return [cast(Transformer, first)] * 2
+
+
+def _after_transformer(model: SentenceTransformer, kind: Kind) -> list[torch.nn.Module]:
+    """Pooling and whatever follows it, but for normalisation."""
+    first = model[0]
+    routed = list(cast(Any, first.sub_modules[kind]))[1:] if isinstance(first, Router) else []
+    return [module for module in (*routed, *list(model)[1:]) if not isinstance(module, Normalize)]
+
+
+def _padded(ids: list[Tensor], transformer: Transformer) -> dict[str, Any]:
+    """Ids and mask as rectangles, (n, longest) each, padded on the right."""
+    padding = cast(Any, transformer.tokenizer).pad_token_id or 0
+    rectangle = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=padding)
+    lengths = torch.tensor([len(row) for row in ids], device=rectangle.device)
+    mask = torch.arange(rectangle.shape[1], device=rectangle.device) < lengths[:, None]
+    return {"input_ids": rectangle, "attention_mask": mask.long()}
