@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drama_models.folders import atomic_file, sha256_of_folder
+from drama_models.folders import atomic_file, sha256_of_file, sha256_of_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +47,7 @@ def write_provenance(
         folder: the folder the stage made.
         stage: what made it, such as "pruning.recover".
         recipe: the stage's settings, a dataclass or a dictionary.
-        inputs: role to folder; each is recorded by name and content hash, never by its absolute path.
+        inputs: role to folder or file; each is recorded by name and content hash, never by its absolute path.
         figures: what was measured, JSON values only.
         parent: folder whose provenance this one continues, usually the model that went in.
 
@@ -58,7 +58,7 @@ def write_provenance(
         "stage": stage,
         "recipe": plain_settings(recipe),
         "versions": installed_versions(),
-        "inputs": {role: {"name": Path(path).name, "sha256": sha256_of_folder(path)} for role, path in inputs.items()},
+        "inputs": {role: {"name": Path(path).name, "sha256": _hash(path)} for role, path in inputs.items()},
         "figures": _plain(figures),
         "parent": read_provenance(parent) if parent is not None else None,
     }
@@ -104,6 +104,10 @@ def installed_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _hash(path: str | Path) -> str:
+    return sha256_of_file(path) if Path(path).is_file() else sha256_of_folder(path)
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path  # noqa: TC003 - read when a recipe is parsed
+from pathlib import Path
 from typing import Any
 
 import torch

@@ -14,8 +14,11 @@ from drama_models.collection import Collection
 from export.release import ReleaseRecipe, release
 from pruning.corpus import tokenise
 from training.augment.mine import mine_negatives
+from training.datasets import DatasetRecipe
+from training.encoders import EncoderRecipe
 from training.examples import TrainingExample, write_examples
-from training.train import TrainRecipe, train
+from training.recipe import ObjectiveRecipe, TrainRecipe
+from training.train import train
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 TOPICS = {
@@ -133,11 +136,12 @@ def examples_file(collection_folder: Path, tmp_path_factory: pytest.TempPathFact
 def train_recipe(llama: Path, collection: Path, examples: Path, out: Path, **changes: Any) -> TrainRecipe:
     """A training of a few steps on the CPU."""
     settings: dict[str, Any] = {
+        "datasets": [DatasetRecipe(name="topics", task="retrieval", collection=collection, examples=examples)],
+        "encoder": EncoderRecipe(max_length=64),
+        "objective": ObjectiveRecipe(dims=(48, 16)),
         "steps": 4,
         "batch_size": 8,
         "negatives": 1,
-        "dims": (48, 16),
-        "max_length": 64,
         "learning_rate": 1e-3,
         "warmup_steps": 1,
         "log_every": 1,
@@ -145,7 +149,7 @@ def train_recipe(llama: Path, collection: Path, examples: Path, out: Path, **cha
         "device": "cpu",
         "precision": "fp32",
     }
-    return TrainRecipe(backbone=llama, collection=collection, examples=examples, out=out, **(settings | changes))
+    return TrainRecipe(backbone=llama, out=out, **(settings | changes))
 
 
 @pytest.fixture(scope="session")

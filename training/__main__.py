@@ -8,7 +8,8 @@ from drama_models.recipe import parse_recipe, run_command
 
 
 def _train(arguments: list[str]) -> str:
-    from training.train import TrainRecipe, train
+    from training.recipe import TrainRecipe
+    from training.train import train
 
     recipe = parse_recipe(TrainRecipe, arguments, command="python -m training train")
     figures = train(recipe)["figures"]

@@ -143,16 +143,30 @@ def embed(model: SentenceTransformer, token_ids: Sequence[Tensor], kind: Kind) -
     return cast(Tensor, features["sentence_embedding"])
 
 
-def tokenise(model: SentenceTransformer, texts: Sequence[str], kind: Kind) -> list[Tensor]:
-    """Token ids of texts that carry their prompts already, cut to the model's length: what `embed` takes.
+def tokenise(
+    model: SentenceTransformer, texts: Sequence[str], kind: Kind, *, max_length: int | None = None
+) -> list[Tensor]:
+    """Token ids of texts that carry their prompts already, cut to a length: what `embed` takes.
+
+    Args:
+        model: whose tokenizer is used.
+        texts: with their prompts.
+        kind: which of two encoders.
+        max_length: tokens kept of each text, its ends included; the model's by default.
 
     Returns:
         (length,) each, int64, on the CPU.
     """
     transformer = _transformers(model)[KINDS.index(kind)]
-    limit = transformer.max_seq_length
+    limit = max_length or transformer.max_seq_length
     encoded = cast(Any, transformer.tokenizer)(list(texts), truncation=True, max_length=limit)["input_ids"]
     return [torch.tensor(ids) for ids in encoded]
+
+
+def backbones(model: SentenceTransformer) -> list[Any]:
+    """The transformers models inside, one for each set of weights."""
+    found = [cast(Any, transformer.auto_model) for transformer in _transformers(model)]
+    return found[:1] if found[0] is found[1] else found
 
 
 def merge_lora(model: SentenceTransformer) -> None:

@@ -45,7 +45,7 @@ def write_start_folder(backbone: Path, out: Path, *, bidirectional: bool) -> Non
     files = weight_files(backbone)
     if not (backbone / "tokenizer.json").is_file():
         raise ModelFolderError(f"{backbone / 'tokenizer.json'} is missing; pass a folder with its tokenizer.")
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     for path in (*files, *backbone.glob("*.index.json")):
         shutil.copy(path, out / path.name)
     for name in TOKENIZER_FILES:

@@ -1,0 +1,114 @@
+"""Checkpoints of a long run: complete or absent, the last two and the best kept, continued with the same settings only.
+
+They live in a hidden sibling of the folder that the run is to make, until that folder is made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from drama_models.errors import TrainingError
+from drama_models.folders import atomic_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+KEPT = 2
+WRITING = ".writing"  # what is being written, or taken away, has its folder in here
+SETTINGS = "recipe.json"
+LOG = "training_log.jsonl"
+FREE_SETTINGS = ("out", "save_every", "trainer", "cache")  # these may change between a run and its continuation
+
+
+def checkpoint_folder(out: Path) -> Path:
+    """Where a run keeps its checkpoints until the folder `out` is made: a hidden sibling."""
+    return out.parent / f".{out.name}.checkpoints"
+
+
+def writing_folder(out: Path) -> Path:
+    """Where a checkpoint is written before it is put in place."""
+    return checkpoint_folder(out) / WRITING
+
+
+def log_file(out: Path) -> Path:
+    """Figures of a run, one JSON line at a time."""
+    return checkpoint_folder(out) / LOG
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """All checkpoints of a run, oldest first; each was written to its end."""
+    found = checkpoint_folder(out).glob("checkpoint-*")
+    return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint; None where a run has not come to its first."""
+    return next(reversed(checkpoints(out)), None)
+
+
+def place_checkpoint(out: Path, name: str, *, best: str | None = None) -> None:
+    """Put a checkpoint that was written to its end in place, and let go of those beyond the last two.
+
+    Args:
+        out: folder that the run is to make.
+        name: of the checkpoint, `checkpoint-STEP`.
+        best: name of one that is kept however old it is.
+    """
+    os.sync()
+    (writing_folder(out) / name).replace(checkpoint_folder(out) / name)
+    for old in checkpoints(out)[:-KEPT]:
+        if old.name == best:
+            continue
+        leaving = writing_folder(out) / f"old-{old.name}"
+        old.rename(leaving)  # first, so that no half-deleted folder is ever called a checkpoint
+        shutil.rmtree(leaving)
+
+
+def keep_log(out: Path, made: Path) -> None:
+    """Copy the log of a finished run into the folder it makes."""
+    shutil.copy(log_file(out), made / LOG)
+
+
+def remove_checkpoints(out: Path) -> None:
+    """What a run needs no more once its folder is made."""
+    shutil.rmtree(checkpoint_folder(out))
+
+
+def begin(out: Path, recipe: Any) -> None:
+    """Open the checkpoints of a run, new or interrupted.
+
+    Args:
+        out: folder that the run is to make.
+        recipe: the run's settings, a dataclass.
+
+    Raises:
+        TrainingError: the checkpoints there belong to a run with other settings.
+    """
+    folder = checkpoint_folder(out)
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(recipe), default=str))
+    if last_checkpoint(out) is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif (folder / SETTINGS).is_file():
+        was = changed_settings(json.loads((folder / SETTINGS).read_text(encoding="utf-8")), settings)
+        if was:
+            raise TrainingError(
+                f"{folder} holds an interrupted run with other settings ({was}); "
+                "set them back to go on with it, or remove that folder to start over."
+            )
+    shutil.rmtree(writing_folder(out), ignore_errors=True)
+    with atomic_file(folder / SETTINGS) as partial:
+        partial.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def changed_settings(before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Settings that a run began with and that are others now, as `name=value, …` of before; empty where none is.
+
+    Those that may change in between, and those that did not exist then, do not count.
+    """
+    names = sorted((before.keys() & settings.keys()) - set(FREE_SETTINGS))
+    return ", ".join(f"{name}={before[name]}" for name in names if before[name] != settings[name])

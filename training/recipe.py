@@ -1,0 +1,144 @@
+"""What a training run is told: backbone, data, objective, optimiser; one dataclass, read from a YAML recipe.
+
+Defaults are DRAMA 0.1B's (arXiv 2502.18460, section 4.2) with DRAGON's optimiser (arXiv 2302.07452), which its authors
+name as their trainer. What other systems do differently is in `training/recipes/`, field by field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drama_models.hardware import Precision
+from training.datasets import DatasetRecipe
+from training.encoders import EncoderRecipe
+from training.evaluation import EvaluationRecipe
+from training.objectives import Contrastive, Listwise, Matryoshka, RerankerDistillation, WeightedSum
+
+if TYPE_CHECKING:
+    from training.objectives import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveRecipe:
+    """What is minimised: a weighted sum of up to three objectives, at one or several sizes of the embedding."""
+
+    contrastive: Contrastive | None = field(default_factory=Contrastive)
+    """InfoNCE over the batch; null leaves it out."""
+    contrastive_weight: float = 1.0
+    """Of the contrastive term; the specialisation paper's is 0.1."""
+    listwise: Listwise | None = None
+    """Divergence from the teacher's distribution over each query's own documents."""
+    listwise_weight: float = 1.0
+    """Of that divergence."""
+    reranker: RerankerDistillation | None = None
+    """Cross-entropy with a reranker's softmax, as in bge-en-icl."""
+    reranker_weight: float = 1.0
+    """Of that cross-entropy."""
+    dims: tuple[int, ...] = ()
+    """Matryoshka sizes, the full size included; empty trains the full size alone."""
+    dim_weights: tuple[float, ...] | None = None
+    """Weight of each size; 1 by default."""
+
+    def __post_init__(self) -> None:
+        if not self._terms():
+            raise ValueError("objective has no term; set contrastive, listwise or reranker.")
+        if self.dim_weights is not None and len(self.dim_weights) != len(self.dims):
+            raise ValueError(
+                f"dim_weights has {len(self.dim_weights)} values for {len(self.dims)} dims; set one for each."
+            )
+
+    def build(self) -> Objective:
+        """The objective that this describes."""
+        terms = self._terms()
+        objective = WeightedSum(objectives=tuple(term for term, _ in terms), weights=tuple(share for _, share in terms))
+        return Matryoshka(objective=objective, dims=self.dims, weights=self.dim_weights) if self.dims else objective
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether the teachers' scores are read."""
+        return self.listwise is not None or self.reranker is not None
+
+    def _terms(self) -> list[tuple[Any, float]]:
+        pairs = (
+            (self.contrastive, self.contrastive_weight),
+            (self.listwise, self.listwise_weight),
+            (self.reranker, self.reranker_weight),
+        )
+        return [(term, weight) for term, weight in pairs if term is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """Settings of a training run."""
+
+    backbone: Path
+    """Folder to start from: a Llama, another decoder, or an encoder such as BERT."""
+    document_backbone: Path | None = None
+    """Start of the document encoder, where two encoders begin differently."""
+    out: Path
+    """Folder to make."""
+    datasets: list[DatasetRecipe]
+    """What is trained on; one dataset a batch."""
+    encoder: EncoderRecipe = field(default_factory=EncoderRecipe)
+    """How the backbone becomes an encoder."""
+    objective: ObjectiveRecipe = field(default_factory=ObjectiveRecipe)
+    """What is minimised."""
+    evaluation: EvaluationRecipe | None = None
+    """Collection to evaluate on; the best checkpoint is then what is kept. None by default."""
+    steps: int = 200_000
+    """Optimiser steps."""
+    epochs: float | None = None
+    """Passes over the mixture, instead of steps."""
+    batch_size: int = 2048
+    """Queries of a step over all devices, for retrieval; other tasks take their share of it."""
+    negatives: int = 7
+    """Hard negatives of each query."""
+    gradient_accumulation: int = 1
+    """Batches whose gradients are added up to a step; each has its own in-batch negatives."""
+    query_length: int | None = None
+    """Tokens kept of a query; the encoder's max_length by default."""
+    chunk_tokens: int | None = None
+    """Encode so many tokens at a time, gradients through a cache; None encodes a batch at once."""
+    cross_device_negatives: bool = True
+    """Whether documents of all devices are negatives."""
+    learning_rate: float = 3e-5
+    """Of AdamW."""
+    learning_rate_floor: float = 0.0
+    """Share of the rate below which the linear decay does not go."""
+    warmup_steps: int = 10_000
+    """Steps over which the rate rises from zero."""
+    restart_iterations: bool = True
+    """Whether optimiser, warm-up and decay begin anew when progressive supervision adds a teacher, as in DRAGON."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    max_grad_norm: float = 2.0
+    """Gradients are clipped to this global norm."""
+    precision: Precision = "auto"
+    """fp32, bf16 (autocast), or auto: bf16 where the processor has it."""
+    seed: int = 0
+    """Of the order of queries, the draws of documents, dropout and everything else that is random."""
+    device: str | None = None
+    """Such as cpu; a GPU if there is one by default."""
+    cache: Path | None = None
+    """Folder for what is read from memory-mapped files; `.cache` in each collection by default."""
+    log_every: int = 10
+    """Steps between lines of the log."""
+    save_every: int = 500
+    """Steps between checkpoints, where no evaluation says it."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """More fields of SentenceTransformerTrainingArguments, such as report_to or dataloader_num_workers."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1 or self.gradient_accumulation < 1:
+            raise ValueError(
+                f"steps={self.steps}, batch_size={self.batch_size} and gradient_accumulation="
+                f"{self.gradient_accumulation} must be at least 1."
+            )
+        if self.epochs is not None and self.epochs <= 0:
+            raise ValueError(f"epochs={self.epochs} must be positive, or left out for steps to count.")
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens={self.chunk_tokens} must be at least 1; 16384 is a usual choice on a GPU.")
+        if not self.datasets:
+            raise ValueError("datasets is empty; name at least one, with its collection and examples.")
