@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
+from functools import cached_property, partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from drama_models.batching import budget_batches, windows
-from drama_models.errors import DimensionError, MissingExtraError, TextsCutWarning
-from drama_models.model_folder import ONNX_GRAPH, find_model_folder, fingerprint
+from drama_models.errors import DimensionError, MissingExtraError, ModelFolderError, TextsCutWarning
+from drama_models.layout import find_folders, find_layouts
+from drama_models.model_folder import ONNX_GRAPH, fingerprint
 from drama_models.pooling import finish
 from drama_models.profile import Profile
-from drama_models.tokenisation import TextTokenizer, checked_text
+from drama_models.prompts import InContextPrompter, choose_examples, choose_prompt, examples_prefix
+from drama_models.tokenisation import TextTokenizer, checked_text, load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from tokenizers import Tokenizer
 
+    from drama_models.layout import EncoderLayout
+    from drama_models.prompts import InContextExample
     from drama_models.runtimes import Runtime
+
+    Tokenisation = Callable[[list[str]], tuple[list[NDArray[np.int64]], int]]
+    """Texts to their token ids, and the number of texts that were cut."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +47,16 @@ class Encoder:
     """Encodes queries and documents with one model folder. Build it with `Encoder.from_pretrained`."""
 
     def __init__(
-        self, folder: Path, profile: Profile, tokenizer: TextTokenizer, runtime: Runtime, dim: int | None = None
+        self,
+        layout: EncoderLayout,
+        profile: Profile,
+        tokenizer: TextTokenizer,
+        runtime: Runtime,
+        dim: int | None = None,
+        document_encoder: Encoder | None = None,
     ) -> None:
-        self.folder, self.profile, self.runtime = folder, profile, runtime
+        self.layout, self.folder, self.profile, self.runtime = layout, layout.root, profile, runtime
+        self.document_encoder = document_encoder or self
         self._tokenizer = tokenizer
         self.dim = checked_dim(dim, profile)
         self.batch_tokens = GPU_BATCH_TOKENS if getattr(runtime, "device", "cpu") != "cpu" else BATCH_TOKENS
@@ -49,6 +66,7 @@ class Encoder:
         cls,
         model: str | Path,
         *,
+        document_model: str | Path | None = None,
         runtime: RuntimeName = "auto",
         dim: int | None = None,
         max_length: int | None = None,
@@ -59,7 +77,10 @@ class Encoder:
         """Load an encoder from a folder or from the hub.
 
         Args:
-            model: folder of a release, of a trained retriever, or laid out like `facebook/drama-base`; or a hub name.
+            model: folder of a release, of a trained retriever, or laid out like a published model such as
+                `facebook/drama-base` or `BAAI/bge-en-icl`; or a hub name.
+            document_model: folder or hub name of the document encoder, where it is not in `model`. One of two folders
+                called `…-query-encoder` and `…-context-encoder` finds the other by itself.
             runtime: "torch", "onnx" (needs `onnx/model.onnx` in the folder), or "auto": ONNX where a graph is there
                 and no device or dtype is asked for, else torch.
             dim: coordinates to keep, cut before normalising; all by default.
@@ -74,8 +95,33 @@ class Encoder:
             DimensionError: `dim` is below 1 or above the hidden size.
             MissingExtraError: the runtime's packages are not installed.
         """
-        folder = find_model_folder(model, revision)
-        profile = Profile.from_folder(folder)
+        query, document = find_layouts(*find_folders(model, document_model, revision))
+        settings: dict[str, Any] = {"dim": dim, "max_length": max_length, "device": device, "dtype": dtype}
+        if query is document:
+            return cls._load(query, runtime, **settings)
+        document_encoder = cls._load(document, runtime, **settings)
+        encoder = cls._load(query, runtime, document_encoder=document_encoder, **settings)
+        sizes = encoder.profile.hidden_size, document_encoder.profile.hidden_size
+        if sizes[0] != sizes[1]:
+            raise ModelFolderError(
+                f"{query.backbone} makes vectors of {sizes[0]} numbers and {document.backbone} of {sizes[1]}; "
+                "pass the two encoders of one model."
+            )
+        return encoder
+
+    @classmethod
+    def _load(
+        cls,
+        layout: EncoderLayout,
+        runtime: RuntimeName,
+        *,
+        dim: int | None,
+        max_length: int | None,
+        device: str | None,
+        dtype: Literal["float32", "bfloat16"],
+        document_encoder: Encoder | None = None,
+    ) -> Encoder:
+        folder, profile = layout.backbone, Profile.of(layout)
         checked_dim(dim, profile)
         tokenizer = TextTokenizer(folder, profile, max_length or profile.max_length)
         if runtime == "auto":
@@ -93,32 +139,49 @@ class Encoder:
             from drama_models.runtimes.torch_runtime import TorchRuntime
 
             computing = TorchRuntime(folder, profile, device, dtype)
-        return cls(folder, profile, tokenizer, computing, dim)
+        return cls(layout, profile, tokenizer, computing, dim, document_encoder)
 
     def encode_queries(
-        self, queries: str | Iterable[str], *, dim: int | None = None, show_progress: bool = False
+        self,
+        queries: str | Iterable[str],
+        *,
+        task: str | None = None,
+        examples: Iterable[InContextExample | Mapping[str, str]] | None = None,
+        instruction: str | None = None,
+        dim: int | None = None,
+        show_progress: bool = False,
     ) -> NDArray[np.float32]:
-        """Embed queries, each behind the profile's query prompt.
+        """Embed queries, each behind the profile's query prompt or that of a task.
 
         Args:
             queries: one text, a list, or any iterable.
+            task: name of one of the profile's prompts, which may have examples stored with it. A sentence is taken as
+                the instruction, where the model reads one.
+            examples: solved examples of the task, put before every query: mappings with `query`, `response` and, where
+                it is not the task's, `instruct`. Those of the profile by default; an empty list for none.
+            instruction: the task in words, instead of the prompt's, for a model that reads one.
             dim: coordinates to keep, overriding the encoder's.
             show_progress: a progress bar on the terminal.
 
         Returns:
-            (number of queries, dim), float32, in input order, rows of length 1; a single text gives one row.
+            (number of queries, dim), float32, in input order; rows of length 1 where the profile normalises. A single
+            text gives one row.
 
         Raises:
             TextError: something that is not a string; the message names its position.
+            PromptError: a task, instruction or examples that the model has no format for.
             DimensionError: `dim` is below 1 or above the hidden size.
         """
-        return self._encode(queries, self.profile.query_prompt, dim, show_progress=show_progress)
+        tokenise = self._query_tokenisation(task, instruction, examples)
+        return self._encode(queries, tokenise, dim, show_progress=show_progress)
 
     def encode_documents(
         self, documents: str | Iterable[str], *, dim: int | None = None, show_progress: bool = False
     ) -> NDArray[np.float32]:
         """Embed documents, each behind the profile's document prompt; arguments and result as of `encode_queries`."""
-        return self._encode(documents, self.profile.document_prompt, dim, show_progress=show_progress)
+        encoder = self.document_encoder
+        size = self.dim if dim is None else dim
+        return encoder._encode(documents, encoder._document_tokenisation(), size, show_progress=show_progress)
 
     def stream_documents(self, documents: Iterable[str], *, dim: int | None = None) -> Iterator[NDArray[np.float32]]:
         """Embed documents window by window, in constant memory however many there are.
@@ -127,30 +190,59 @@ class Encoder:
             (up to 4096, dim), float32, in input order.
         """
         size = self.dim if dim is None else checked_dim(dim, self.profile)
-        return self._stream(documents, self.profile.document_prompt, size)
+        return self.document_encoder._stream(documents, self.document_encoder._document_tokenisation(), size)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the model's configuration, tokenizer and weights; the same for every runtime of a folder."""
-        return fingerprint(self.folder)
+        """SHA-256 of configuration, tokenizer and weights, of both encoders where there are two.
+
+        The same for every runtime of a folder.
+        """
+        query = fingerprint(self.layout.backbone)
+        if self.document_encoder is self:
+            return query
+        return hashlib.sha256((query + fingerprint(self.document_encoder.layout.backbone)).encode()).hexdigest()
+
+    def _document_tokenisation(self) -> Tokenisation:
+        return partial(self._tokenizer.encode, prompt=self.profile.document_prompt)
+
+    def _query_tokenisation(
+        self,
+        task: str | None,
+        instruction: str | None,
+        examples: Iterable[InContextExample | Mapping[str, str]] | None,
+    ) -> Tokenisation:
+        profile, tags = self.profile, self.profile.instruct
+        if instruction is None and task and tags and task not in profile.prompts and len(task.split()) > 1:
+            task, instruction = None, task
+        prompt = choose_prompt(profile, task, instruction)
+        chosen = choose_examples(profile, task, examples)
+        if tags is None or tags.response is None:
+            return partial(self._tokenizer.encode, prompt=prompt)
+        prefix = examples_prefix(chosen, prompt, tags)
+        return InContextPrompter(self._untruncated, tags, prompt, prefix, self._tokenizer.max_length).encode
+
+    @cached_property
+    def _untruncated(self) -> Tokenizer:
+        return load_tokenizer(self.layout.backbone, set_ends=self.profile.set_ends)
 
     def _encode(
-        self, texts: str | Iterable[str], prompt: str, dim: int | None, *, show_progress: bool
+        self, texts: str | Iterable[str], tokenise: Tokenisation, dim: int | None, *, show_progress: bool
     ) -> NDArray[np.float32]:
         size = self.dim if dim is None else checked_dim(dim, self.profile)
         given = [texts] if isinstance(texts, str) else texts
         total = len(given) if isinstance(given, list | tuple) else None
         pieces = []
         with tqdm(total=total, desc="encode", unit=" texts", disable=None if show_progress else True) as bar:
-            for piece in self._stream(given, prompt, size):
+            for piece in self._stream(given, tokenise, size):
                 pieces.append(piece)
                 bar.update(len(piece))
         return np.concatenate(pieces) if pieces else np.empty((0, size), dtype=np.float32)
 
-    def _stream(self, texts: Iterable[str], prompt: str, dim: int) -> Iterator[NDArray[np.float32]]:
+    def _stream(self, texts: Iterable[str], tokenise: Tokenisation, dim: int) -> Iterator[NDArray[np.float32]]:
         checked = (checked_text(text, position) for position, text in enumerate(texts))
         cut = 0
         for window in windows(checked, WINDOW_TEXTS):
-            ids, cut_here = self._tokenizer.encode(window, prompt)
+            ids, cut_here = tokenise(window)
             cut += cut_here
             vectors = np.empty((len(window), dim), dtype=np.float32)
             for batch in budget_batches([len(row) for row in ids], self.batch_tokens):

@@ -5,6 +5,7 @@
     ├── ModelFolderError (ValueError)           a model folder is incomplete, damaged or of the wrong shape
     │   └── AttentionDirectionError             its attention direction cannot be honoured here
     ├── TextError (TypeError)                   something that is not text was passed to be encoded
+    ├── PromptError (ValueError)                a task, instruction or example that the model has no format for
     ├── DimensionError (ValueError)             an embedding size that the model does not have
     ├── CollectionError (ValueError)            a collection, run or example file is malformed
     ├── IndexFolderError (ValueError)           an index folder is damaged, or belongs to another model
@@ -41,6 +42,10 @@ class AttentionDirectionError(ModelFolderError):
 
 class TextError(DramaError, TypeError):
     """Something that is not text was passed to be encoded."""
+
+
+class PromptError(DramaError, ValueError):
+    """A task, instruction or in-context example that the model has no format for."""
 
 
 class DimensionError(DramaError, ValueError):

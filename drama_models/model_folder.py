@@ -14,7 +14,7 @@ from typing import Any
 from drama_models.errors import ModelFolderError
 from drama_models.folders import sha256_of_file
 
-FETCHED = ("*.json", "*.safetensors", "onnx/*", "tokenizer*", "*/config.json")
+FETCHED = ("*.json", "*.safetensors", "onnx/*", "tokenizer*", "*vocab.txt")  # * also matches subfolders
 REFUSED = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 WEIGHTS = "model.safetensors"
@@ -88,8 +88,25 @@ def weight_files(folder: Path) -> list[Path]:
                     f"{folder} has its weights as pickle ({pickles[0]}), which is never loaded since it can run code; "
                     "convert them to safetensors first."
                 )
-            raise ModelFolderError(f"{path} is missing; the folder is not a complete model, fetch it again.")
+            raise ModelFolderError(
+                f"{path} is missing; the folder is not a complete model, fetch it again. If its weights are published "
+                "only as pickle, pass a revision that has safetensors, such as refs/pr/1."
+            )
     return files
+
+
+def tokenizer_file(folder: Path) -> Path:
+    """tokenizer.json, or the vocab.txt of a BERT published before there was one.
+
+    Raises:
+        ModelFolderError: neither is there.
+    """
+    for name in ("tokenizer.json", "vocab.txt"):
+        if (folder / name).is_file():
+            return folder / name
+    raise ModelFolderError(
+        f"{folder / 'tokenizer.json'} is missing; the folder is not a complete model, fetch it again."
+    )
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -170,6 +187,6 @@ def fingerprint(folder: Path) -> str:
     graph = folder / ONNX_GRAPH
     weights = weight_files(folder) if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file() else [graph]
     digest = hashlib.sha256()
-    for path in (folder / "config.json", folder / "tokenizer.json", *weights):
+    for path in (folder / "config.json", tokenizer_file(folder), *weights):
         digest.update(sha256_of_file(path).encode())
     return digest.hexdigest()

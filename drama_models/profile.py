@@ -1,26 +1,33 @@
 """The profile: everything that turns hidden states into an embedding, as data read from the model folder.
 
 Its stored form is config.json (attention direction, trained dimensions) and sentence-transformers' own files (pooling,
-prompts, length, normalisation), so a profile needs no file of its own.
+prompts, length, normalisation), so a plain profile needs no file of its own. Models that read solved examples in front
+of a query may bring some in `examples.json`: `{task: [{"instruct": …, "query": …, "response": …}, …]}`, where a task is
+the name of a prompt; each list is laid out as in the example files of FlagEmbedding.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from drama_models.errors import AttentionDirectionError, ModelFolderError
+from drama_models.errors import AttentionDirectionError, ModelFolderError, PromptError
+from drama_models.layout import EncoderLayout, Pooling, find_layouts
 from drama_models.model_folder import read_json
+from drama_models.prompts import IN_CONTEXT, INSTRUCTED, InContextExample, InstructFormat, read_format
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-Pooling = Literal["mean", "last", "cls"]
 DRAMA_CLASS = "DramaModel"
 DRAMA_QUERY_PROMPT = "Query: "
 DRAMA_MAX_LENGTH = 8192
+INSTRUCTED_MAX_LENGTH = 512  # of bge-en-icl and bge-multilingual-gemma2, whose folders announce more or nothing
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # names that sentence-transformers tries, in this order
+EXAMPLES = "examples.json"
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3", "gpt2", "gpt_neox")
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # their positions start behind the padding's number
 POOLINGS: dict[str, Pooling] = {
     "mean": "mean",
     "lasttoken": "last",
@@ -53,29 +60,54 @@ class Profile:
     """Scale embeddings to length 1, after cutting to `dim`."""
     dims: tuple[int, ...]
     """Trained Matryoshka sizes, largest first; empty where the folder does not say."""
+    instruct: InstructFormat | None = None
+    """Tags around an instruction and solved examples; None where the model was not trained with any."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Named prompts, such as one for each task."""
+    examples: dict[str, tuple[InContextExample, ...]] = field(default_factory=dict)
+    """Solved examples of a task, by the name of its prompt; put before its queries unless others are given."""
+    default_task: str = "query"
+    """Name of the prompt that queries get where none is asked for."""
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Profile:
+    def from_folder(cls, folder: Path, side: Literal["query", "document"] = "query") -> Profile:
         """Read the profile of a model folder.
+
+        Args:
+            folder: of the whole model.
+            side: which encoder, where the folder has one for queries and one for documents.
 
         Raises:
             ModelFolderError: a missing or damaged file, or a pooling that is not supported.
             AttentionDirectionError: the folder relies on code of its own that we do not know.
         """
-        config = read_json(folder / "config.json")
+        return cls.of(find_layouts(folder)[side == "document"])
+
+    @classmethod
+    def of(cls, layout: EncoderLayout) -> Profile:
+        """Read the profile of one encoder of a model folder; errors as of `from_folder`."""
+        folder = layout.backbone
+        config, tokenizer = read_json(folder / "config.json"), _optional(folder / "tokenizer_config.json")
         drama = is_drama(config)
-        modules = _sentence_transformers_modules(folder)
-        prompts = _optional(folder / "config_sentence_transformers.json").get("prompts") or {}
+        stored = _optional(layout.root / "config_sentence_transformers.json")
+        prompts = {name: prompt or "" for name, prompt in (stored.get("prompts") or {}).items()}
+        default_task = "query" if "query" in prompts else stored.get("default_prompt_name") or "query"
+        instruct = _instruct_format(folder, stored)
+        document_task = next((name for name in DOCUMENT_PROMPTS if name in prompts), stored.get("default_prompt_name"))
         return cls(
             hidden_size=_required(config, "hidden_size", folder),
             bidirectional=attention_is_bidirectional(config, folder),
-            pooling=_pooling(folder, modules),
-            query_prompt=prompts.get("query", DRAMA_QUERY_PROMPT if drama else ""),
-            document_prompt=prompts.get("document", ""),
-            set_ends=drama,
-            max_length=_max_length(folder, config, drama=drama),
-            normalise=any(kind.endswith("Normalize") for kind in modules.values()) if modules else True,
+            pooling=_pooling(layout),
+            query_prompt=prompts.get(default_task, DRAMA_QUERY_PROMPT if drama else ""),
+            document_prompt=prompts.get(document_task or "", ""),
+            set_ends=drama or instruct is not None or tokenizer.get("add_eos_token") is True,
+            max_length=_max_length(folder, config, limit=_family_limit(drama=drama, instructed=instruct is not None)),
+            normalise=layout.normalise or instruct is not None,  # bge-en-icl lists no Normalize, yet compares cosines
             dims=tuple(sorted(config.get("matryoshka_dimensions") or (), reverse=True)),
+            instruct=instruct,
+            prompts=prompts,
+            examples=_examples(layout.root / EXAMPLES, instruct),
+            default_task=default_task,
         )
 
 
@@ -105,35 +137,54 @@ def attention_is_bidirectional(config: dict[str, Any], folder: Path) -> bool:
     return config.get("model_type") not in DECODERS
 
 
-def _sentence_transformers_modules(folder: Path) -> dict[str, str]:
-    """Module path to class name, from modules.json; empty where the folder has none."""
-    path = folder / "modules.json"
-    if not path.is_file():
-        return {}
-    try:
-        return {entry["path"]: entry["type"] for entry in json.loads(path.read_text(encoding="utf-8"))}
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise ModelFolderError(f"{path} is not a list of modules; fetch the folder again.") from None
-
-
-def _pooling(folder: Path, modules: dict[str, str]) -> Pooling:
-    path = next((name for name, kind in modules.items() if kind.endswith("Pooling")), None)
-    if path is None:
-        return "mean"  # what sentence-transformers does with a bare model
-    config = read_json(folder / path / "config.json")
+def _pooling(layout: EncoderLayout) -> Pooling:
+    if isinstance(layout.pooling, str):
+        return layout.pooling
+    config = read_json(layout.pooling)
     wanted = config.get("pooling_mode") or [key for key in config if key.startswith("pooling_mode_") and config[key]]
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     if len(names) != 1 or names[0] not in POOLINGS:
-        raise ModelFolderError(
-            f"{folder / path / 'config.json'} asks for pooling {names}; supported are {', '.join(POOLINGS)}."
-        )
+        raise ModelFolderError(f"{layout.pooling} asks for pooling {names}; supported are {', '.join(POOLINGS)}.")
     if config.get("include_prompt") is False:
-        raise ModelFolderError(f"{folder / path / 'config.json'} leaves the prompt out of pooling; not supported.")
+        raise ModelFolderError(f"{layout.pooling} leaves the prompt out of pooling; not supported.")
     return POOLINGS[names[0]]
 
 
-def _max_length(folder: Path, config: dict[str, Any], *, drama: bool) -> int:
-    limits = [config.get("max_position_embeddings"), DRAMA_MAX_LENGTH if drama else None]
+def _instruct_format(folder: Path, stored: dict[str, Any]) -> InstructFormat | None:
+    """As config_sentence_transformers.json says, else known by the tags that the tokenizer has as tokens."""
+    path = folder / "tokenizer.json"
+    if "instruct_format" in stored:
+        return read_format(stored["instruct_format"])
+    if not path.is_file():
+        return None
+    added = set(re.findall(rb'"content":\s*"<(instruct|query|response)>"', path.read_bytes()))
+    if not added >= {b"instruct", b"query"}:
+        return None
+    return IN_CONTEXT if b"response" in added else INSTRUCTED
+
+
+def _examples(path: Path, instruct: InstructFormat | None) -> dict[str, tuple[InContextExample, ...]]:
+    stored = _optional(path)
+    if stored and (instruct is None or instruct.response is None):
+        raise ModelFolderError(f"{path} holds examples, for which this model has no format; remove the file.")
+    try:
+        return {
+            task: tuple(InContextExample.of(value, position) for position, value in enumerate(values))
+            for task, values in stored.items()
+        }
+    except (PromptError, TypeError) as error:
+        raise ModelFolderError(f"{path}: {error} It maps tasks to lists of examples.") from None
+
+
+def _family_limit(*, drama: bool, instructed: bool) -> int | None:
+    return DRAMA_MAX_LENGTH if drama else INSTRUCTED_MAX_LENGTH if instructed else None
+
+
+def _max_length(folder: Path, config: dict[str, Any], *, limit: int | None) -> int:
+    positions = config.get("max_position_embeddings")
+    if positions and config.get("model_type") in OFFSET_POSITIONS:
+        positions -= config.get("pad_token_id", 1) + 1
+    limits = [positions, limit]
     limits.append(_optional(folder / "sentence_bert_config.json").get("max_seq_length"))
     limits.append(_optional(folder / "tokenizer_config.json").get("model_max_length"))
     return int(min(limit for limit in (*limits, 1 << 20) if limit))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from drama_models.errors import ModelFolderError, TextError
-from drama_models.model_folder import read_json
+from drama_models.model_folder import read_json, tokenizer_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from drama_models.profile import Profile
 
 
+CONFIG = "tokenizer_config.json"
 LIKELY_CHARACTERS = 6  # of a token: a start of so many for each kept token nearly always holds them all
 
 
@@ -37,17 +38,9 @@ class TextTokenizer:
     """
 
     def __init__(self, folder: Path, profile: Profile, max_length: int) -> None:
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise ModelFolderError(f"{path} is missing; the folder is not a complete model, fetch it again.")
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust library raises bare Exception
-            raise ModelFolderError(f"{path} is not a tokenizer file ({error}); fetch it again.") from None
-        if profile.set_ends:
-            self._set_ends(folder)
-        self._tokenizer.no_padding()
+        self._tokenizer = load_tokenizer(folder, set_ends=profile.set_ends)
         self._tokenizer.enable_truncation(max_length)
+        self.max_length = max_length
         longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
         self._max_characters = 2 * max_length * longest_token  # no more can be in the kept tokens
         by_words = self._tokenizer.pre_tokenizer is not None
@@ -82,25 +75,59 @@ class TextTokenizer:
         starts = self._tokenizer.encode_batch([texts[position][: self._likely_characters] for position in long])
         return {position: start for position, start in zip(long, starts, strict=True) if _is_settled(start)}
 
-    def _set_ends(self, folder: Path) -> None:
-        ends = [self._end_token(folder, key) for key in ("bos_token", "eos_token")]
-        numbers = {token: self._tokenizer.token_to_id(token) for token in ends}
-        self._tokenizer.post_processor = TemplateProcessing(
-            single=[ends[0], "$A", ends[1]], special_tokens=list(numbers.items())
-        )
 
-    def _end_token(self, folder: Path, key: str) -> str:
-        """BOS or EOS as tokenizer_config.json names it, else by the id in config.json, as transformers does."""
-        path = folder / "tokenizer_config.json"
-        named = read_json(path).get(key) if path.is_file() else None
-        token = named.get("content") if isinstance(named, dict) else named
-        if token is None:
-            number = read_json(folder / "config.json").get(f"{key}_id")
-            number = number[0] if isinstance(number, list) else number
-            token = self._tokenizer.id_to_token(number) if isinstance(number, int) else None
-        if not isinstance(token, str) or self._tokenizer.token_to_id(token) is None:
-            raise ModelFolderError(f"{folder} has no {key} that its tokenizer.json knows; fetch the folder again.")
-        return token
+def load_tokenizer(folder: Path, *, set_ends: bool) -> Tokenizer:
+    """A folder's tokenizer, without padding and truncation.
+
+    Args:
+        folder: with `tokenizer.json`, or the `vocab.txt` of an older BERT.
+        set_ends: put BOS and EOS around every text; only EOS where tokenizer_config.json says `add_bos_token: false`.
+
+    Raises:
+        ModelFolderError: the file is missing or damaged, or has no BOS or EOS where they are needed.
+    """
+    path = tokenizer_file(folder)
+    settings = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    try:
+        tokenizer = _word_pieces(path, settings) if path.suffix == ".txt" else Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise ModelFolderError(f"{path} is not a tokenizer file ({error}); fetch it again.") from None
+    if set_ends:
+        keys = ["eos_token"] if settings.get("add_bos_token") is False else ["bos_token", "eos_token"]
+        ends = {key: _end_token(folder, tokenizer, settings, key) for key in keys}
+        numbers = {token: tokenizer.token_to_id(token) for token in ends.values()}
+        template = [*([ends["bos_token"]] if "bos_token" in ends else []), "$A", ends["eos_token"]]
+        tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=list(numbers.items()))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _word_pieces(path: Path, settings: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of a BERT folder that has only its vocabulary, with the defaults of transformers' own."""
+    from tokenizers.implementations import BertWordPieceTokenizer
+    from tokenizers.models import WordPiece
+
+    wrapped = BertWordPieceTokenizer(
+        WordPiece.read_file(str(path)),
+        lowercase=settings.get("do_lower_case", True),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+    )
+    return Tokenizer.from_str(wrapped.to_str())
+
+
+def _end_token(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], key: str) -> str:
+    """BOS or EOS as tokenizer_config.json names it, else by the id in config.json, as transformers does."""
+    named = settings.get(key)
+    token = named.get("content") if isinstance(named, dict) else named
+    if token is None:
+        number = read_json(folder / "config.json").get(f"{key}_id")
+        number = number[0] if isinstance(number, list) else number
+        token = tokenizer.id_to_token(number) if isinstance(number, int) else None
+    if not isinstance(token, str) or tokenizer.token_to_id(token) is None:
+        raise ModelFolderError(f"{folder} has no {key} that its tokenizer.json knows; fetch the folder again.")
+    return token
 
 
 def _is_settled(start: Encoding) -> bool:

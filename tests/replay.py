@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.replays import dragon, drama, pruning, specialization
+from tests.replays import dragon, drama, icl, pruning, specialization
 from tests.replays.compare import Tolerance
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any], Tolerance], None]] = 
     **pruning.KINDS,
     **drama.KINDS,
     **dragon.KINDS,
+    **icl.KINDS,
     **specialization.KINDS,
 }
 

@@ -1,0 +1,147 @@
+"""Where a model folder keeps its parts: one encoder, or one for queries and one for documents.
+
+A pair of encoders (DRAGON, DPR) comes as a sentence-transformers folder with a Router, as a folder with two subfolders,
+or as two repositories named `…-query-encoder` and `…-context-encoder`. Folders of such a pair without
+sentence-transformers files follow DPR's convention: the state of the first token, compared by inner product.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from drama_models.errors import ModelFolderError
+from drama_models.model_folder import find_model_folder, read_json
+
+Pooling = Literal["mean", "last", "cls"]
+MODULES, ROUTER = "modules.json", "router_config.json"
+QUERY_ENCODER, CONTEXT_ENCODER = "query-encoder", "context-encoder"
+DOCUMENT_WORDS = ("context", "document", "passage", "ctx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderLayout:
+    """Where the parts of one encoder are."""
+
+    root: Path
+    """Folder of the whole model, with the prompts."""
+    backbone: Path
+    """Folder with config.json, weights and tokenizer."""
+    pooling: Path | Pooling
+    """Configuration of the pooling; its name where the folder brings none."""
+    normalise: bool
+    """Whether embeddings are scaled to length 1."""
+
+
+def find_folders(
+    model: str | Path, document_model: str | Path | None, revision: str | None
+) -> tuple[Path, Path | None]:
+    """Folder of a model, and that of its document encoder where it is a folder of its own.
+
+    Raises:
+        ModelFolderError: one of them cannot be found.
+    """
+    if document_model is not None:
+        return find_model_folder(model, revision), find_model_folder(document_model, revision)
+    names, local = _pair(str(model)), Path(model)
+    whole = local.is_dir() and ((local / MODULES).is_file() or not (local / "config.json").is_file())
+    if names is None or whole:
+        return find_model_folder(model, revision), None
+    try:
+        return find_model_folder(names[0], revision), find_model_folder(names[1], revision)
+    except ModelFolderError as error:
+        raise ModelFolderError(
+            f"{model} is one of two encoders. {error} Or pass the other one as document_model=."
+        ) from None
+
+
+def find_layouts(folder: Path, document_folder: Path | None = None) -> tuple[EncoderLayout, EncoderLayout]:
+    """The query encoder and the document encoder of a model; the same object where it has one for both.
+
+    Args:
+        folder: of the model, or of its query encoder.
+        document_folder: of its document encoder, where that is a folder of its own.
+
+    Raises:
+        ModelFolderError: a file that says what the parts are is damaged or names a part that is not there.
+    """
+    if document_folder is not None:
+        return _single(folder, paired=True), _single(document_folder, paired=True)
+    if not (folder / MODULES).is_file() and not (folder / "config.json").is_file():
+        query, document = _subfolder(folder, ("query",)), _subfolder(folder, DOCUMENT_WORDS)
+        if query is not None and document is not None:
+            return _single(query, paired=True), _single(document, paired=True)
+    modules = read_modules(folder)
+    router = next((path for path, kind in modules.items() if kind.endswith("Router")), None)
+    if router is not None:
+        after = [kind for path, kind in modules.items() if path != router]
+        return _route(folder, router, "query", after), _route(folder, router, "document", after)
+    layout = _single(folder, paired=False)
+    return layout, layout
+
+
+def read_modules(folder: Path) -> dict[str, str]:
+    """Module path to class name, from modules.json; empty where the folder has none.
+
+    Raises:
+        ModelFolderError: the file is not a list of modules.
+    """
+    path = folder / MODULES
+    if not path.is_file():
+        return {}
+    try:
+        return {entry["path"]: entry["type"] for entry in json.loads(path.read_text(encoding="utf-8"))}
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ModelFolderError(f"{path} is not a list of modules; fetch the folder again.") from None
+
+
+def _pair(name: str) -> tuple[str, str] | None:
+    """Names of the query and the document encoder, where a name says that it is one of two; else None."""
+    for suffix in (QUERY_ENCODER, CONTEXT_ENCODER):
+        if name.rstrip("/").endswith(suffix):
+            stem = name.rstrip("/").removesuffix(suffix)
+            return stem + QUERY_ENCODER, stem + CONTEXT_ENCODER
+    return None
+
+
+def _single(folder: Path, *, paired: bool) -> EncoderLayout:
+    modules = read_modules(folder)
+    if not modules:  # "mean" is what sentence-transformers does with a bare model
+        return EncoderLayout(root=folder, backbone=folder, pooling="cls" if paired else "mean", normalise=not paired)
+    return _layout(folder, {folder / path: kind for path, kind in modules.items()})
+
+
+def _route(folder: Path, router: str, name: str, after: list[str]) -> EncoderLayout:
+    """One route of a Router; modules that come after the Router are shared by all routes."""
+    path = folder / router / ROUTER
+    config: dict[str, Any] = read_json(path)
+    try:
+        route = {folder / router / part: str(config["types"][part]) for part in config["structure"][name]}
+    except (KeyError, TypeError):
+        raise ModelFolderError(f"{path} has no route {name!r}; a retriever needs `query` and `document`.") from None
+    return _layout(folder, route | {folder / f"after {number}": kind for number, kind in enumerate(after)})
+
+
+def _layout(root: Path, modules: dict[Path, str]) -> EncoderLayout:
+    def found(kind: str) -> Path | None:
+        return next((path for path, name in modules.items() if name.endswith(kind)), None)
+
+    pooling = found("Pooling")
+    return EncoderLayout(
+        root=root,
+        backbone=found("Transformer") or root,
+        pooling=pooling / "config.json" if pooling else "mean",
+        normalise=found("Normalize") is not None,
+    )
+
+
+def _subfolder(folder: Path, words: tuple[str, ...]) -> Path | None:
+    candidates = [
+        path.parent for path in folder.glob("*/config.json") if any(word in path.parent.name for word in words)
+    ]
+    if len(candidates) > 1:
+        names = ", ".join(sorted(path.name for path in candidates))
+        raise ModelFolderError(f"{folder} has several encoders for one side ({names}); pass the two folders apart.")
+    return candidates[0] if candidates else None
