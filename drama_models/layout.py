@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from drama_models.errors import ModelFolderError
 from drama_models.model_folder import find_model_folder, read_json
 
-Pooling = Literal["mean", "last", "cls"]
+if TYPE_CHECKING:
+    from drama_models.pooling import Pooling
+
 MODULES, ROUTER = "modules.json", "router_config.json"
 QUERY_ENCODER, CONTEXT_ENCODER = "query-encoder", "context-encoder"
 DOCUMENT_WORDS = ("context", "document", "passage", "ctx")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from drama_models.profile import Pooling
-
+Pooling = Literal["mean", "last", "cls"]
 SMALLEST_NORM = 1e-12  # as in torch.nn.functional.normalize
 
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from drama_models.errors import AttentionDirectionError, ModelFolderError, PromptError
-from drama_models.layout import EncoderLayout, Pooling, find_layouts
+from drama_models.layout import EncoderLayout, find_layouts
 from drama_models.model_folder import read_json
 from drama_models.prompts import IN_CONTEXT, INSTRUCTED, InContextExample, InstructFormat, read_format
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from drama_models.pooling import Pooling
 
 DRAMA_CLASS = "DramaModel"
 DRAMA_QUERY_PROMPT = "Query: "

@@ -109,12 +109,21 @@ def count_tokens(text: str, tokenizer: Tokenizer) -> int:
     return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def cut_text(text: str, max_tokens: int, tokenizer: Tokenizer) -> str:
-    """The start of a text up to the end of its token number `max_tokens`, BOS and EOS not counted."""
+def cut_texts(texts: Sequence[str], max_tokens: int, tokenizer: Tokenizer) -> list[str]:
+    """The start of each text up to the end of its token number `max_tokens`, BOS and EOS not counted."""
     if max_tokens <= 0:
-        return ""
-    offsets = tokenizer.encode(text, add_special_tokens=False).offsets
-    return text if len(offsets) <= max_tokens else text[: offsets[max_tokens - 1][1]]
+        return [""] * len(texts)
+    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return [
+        text if len(encoding) <= max_tokens else text[: encoding.offsets[max_tokens - 1][1]]
+        for text, encoding in zip(texts, encodings, strict=True)
+    ]
+
+
+def token_ids(texts: Sequence[str], limit: int, tokenizer: Tokenizer) -> list[list[int]]:
+    """Ids of each text, BOS and EOS included, `limit` at most; what is cut stands before EOS."""
+    rows = (encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts)))
+    return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in rows]
 
 
 def ends(tokenizer: Tokenizer) -> int:
@@ -150,22 +159,19 @@ class InContextPrompter:
         self._limit = prompted_limit(prefix, max_length, tags, tokenizer)
         self._max_characters = 2 * max_length * max(map(len, tokenizer.get_vocab()), default=1)
 
-    def text(self, query: str) -> str:
-        """The prompted query, without BOS and EOS."""
-        kept = cut_text(self._prompt + query[: self._max_characters], self._query_limit, self._tokenizer)
-        return self._prefix + kept + self._tags.end
+    def texts(self, queries: Sequence[str]) -> list[str]:
+        """The prompted queries, without BOS and EOS."""
+        prompted = [self._prompt + query[: self._max_characters] for query in queries]
+        kept = cut_texts(prompted, self._query_limit, self._tokenizer)
+        return [self._prefix + text + self._tags.end for text in kept]
 
     def encode(self, queries: Sequence[str]) -> tuple[list[NDArray[np.int64]], int]:
         """Token ids of each prompted query, int64, (T,), and the number of queries that were cut."""
-        texts = [self.text(query) for query in queries]
+        texts = self.texts(queries)
         added = len(self._prefix) + len(self._prompt) + len(self._tags.end)
         cut = sum(len(text) < added + len(query) for text, query in zip(texts, queries, strict=True))
-        encodings = self._tokenizer.encode_batch_fast(texts)
-        return [self._within_limit(encoding.ids) for encoding in encodings], cut
-
-    def _within_limit(self, ids: list[int]) -> NDArray[np.int64]:
-        kept = ids if len(ids) <= self._limit else [*ids[: self._limit - 1], ids[-1]]
-        return np.array(kept, dtype=np.int64)
+        rows = token_ids(texts, self._limit, self._tokenizer)
+        return [np.array(row, dtype=np.int64) for row in rows], cut
 
 
 def choose_prompt(profile: Profile, task: str | None, instruction: str | None) -> str:

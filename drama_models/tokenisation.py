@@ -105,7 +105,7 @@ def load_tokenizer(folder: Path, *, set_ends: bool) -> Tokenizer:
 
 def _word_pieces(path: Path, settings: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a BERT folder that has only its vocabulary, with the defaults of transformers' own."""
-    from tokenizers.implementations import BertWordPieceTokenizer
+    from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
     from tokenizers.models import WordPiece
 
     wrapped = BertWordPieceTokenizer(

@@ -12,12 +12,17 @@ from drama_models.prompts import (
     INSTRUCTED,
     InContextExample,
     InContextPrompter,
+    InstructFormat,
     examples_prefix,
     prompted_limit,
     query_limit,
+    token_ids,
 )
 from tests.replays.compare import Tolerance, equal
 from tests.replays.toy_tokenizer import text_of, toy_tokenizer
+from training.batches import lay_out
+from training.datasets import task_named
+from training.prompts import LIKE_QUERIES, ExampleDraws, InContextSettings, document_texts, query_texts
 
 Case = dict[str, Any]
 
@@ -54,6 +59,43 @@ def _plain_text(text: str, case: Case) -> None:
     equal(len(ids), case["final_token_count"], "final_token_count")
 
 
+def training_prompts(case: Case, data: Case, tolerance: Tolerance) -> None:
+    given, draws, rows = case["params"], case["draws"], case["rows"]
+    instruction, _, query_tag = given["query_format"].partition("{}")
+    tags = InstructFormat(instruction=instruction, query=query_tag.removesuffix("{}"), response=given["response_tag"])
+    settings = InContextSettings(
+        query_max_length=given["query_max_len"],
+        document_max_length=given["passage_max_len"],
+        example_query_max_length=given["example_query_max_len"],
+        example_document_max_length=given["example_passage_max_len"],
+        tags=tags,
+    )
+    task = task_named(case["type"] or "retrieval")
+    queries = [tags.before(row["prompt"]) + row["query"] for row in rows]
+    positives = [row["pos"][drawn] for row, drawn in zip(rows, draws["positive_index"], strict=True)]
+    responses = [row.get("category", positive) for row, positive in zip(rows, positives, strict=True)]
+    negatives = [[row["neg"][n] for n in drawn] for row, drawn in zip(rows, draws["negative_indices"], strict=True)]
+    groups = [[first, *rest] for first, rest in zip(positives, negatives, strict=True)]
+    documents, _, _ = lay_out(groups, given["group_size"], "")
+    examples = ExampleDraws(counts=draws["number_of_examples"], rows=[drawn or [] for drawn in draws["sampled_rows"]])
+    known = [*queries, *documents, *responses, tags.end, "\n\n"]
+    tokenizer = toy_tokenizer(known)
+    texts = query_texts(queries, responses, examples, tokenizer, settings)
+    if task.name in LIKE_QUERIES:
+        documents = document_texts(documents, rows[0]["prompt"], tokenizer, settings)
+    if given["use_teacher_scores"]:
+        scored = zip(rows, draws["positive_index"], draws["negative_indices"], strict=True)
+        scores = [[row["pos_scores"][p], *(row["neg_scores"][n] for n in drawn)] for row, p, drawn in scored]
+        tolerance.close(lay_out(scores, given["group_size"], None)[0], case["teacher_scores"], "teacher_scores")
+    equal(texts, case["queries"], "queries")
+    equal(documents, case["passages"], "passages")
+    for ours, limit, key in (
+        (texts, settings.query_max_length, "final_queries"),
+        (documents, settings.document_max_length, "final_passages"),
+    ):
+        equal([text_of(ids, tokenizer) for ids in token_ids(ours, limit, tokenizer)], case[key], key)
+
+
 def pooling(case: Case, data: Case, tolerance: Tolerance) -> None:
     hidden, mask = np.array(case["hidden_states"]), np.array(case["attention_mask"])
     last = pool(hidden, mask, "last")
@@ -67,5 +109,6 @@ def pooling(case: Case, data: Case, tolerance: Tolerance) -> None:
 KINDS = {
     "icl_inference_prompts": inference_prompts,
     "icl_gemma2_prompts": gemma2_prompts,
+    "icl_training_prompts": training_prompts,
     "icl_pooling": pooling,
 }
