@@ -9,8 +9,9 @@ Li et al., 2024, "Making Text Embedders Few-Shot Learners", https://arxiv.org/ab
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from drama_models.errors import PromptError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
@@ -43,6 +45,12 @@ class InstructFormat:
     def end(self) -> str:
         """What follows every query."""
         return (self.response or "").rstrip(" ")
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tags that are tokens of their own, `<like this>`; none where they are plain text."""
+        tags = (self.instruction, self.query, self.response or "")
+        return tuple(tag.strip() for tag in tags if tag.strip().startswith("<"))
 
     def before(self, instruction: str | None) -> str:
         """What precedes a query under an instruction; nothing where there is none."""
@@ -209,6 +217,13 @@ def choose_examples(
     if chosen and (profile.instruct is None or profile.instruct.response is None):
         raise PromptError("This model was not trained with examples in front of a query; leave out examples=.")
     return chosen
+
+
+def write_format(folder: Path, tags: InstructFormat) -> None:
+    """Put the tags into a model folder, where `read_format` finds them."""
+    path = folder / "config_sentence_transformers.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(stored | {"instruct_format": asdict(tags)}, indent=2) + "\n", encoding="utf-8")
 
 
 def read_format(stored: Mapping[str, Any]) -> InstructFormat:

@@ -15,6 +15,7 @@ from training.datasets import DatasetRecipe
 from training.encoders import EncoderRecipe
 from training.evaluation import EvaluationRecipe
 from training.objectives import Contrastive, Listwise, Matryoshka, RerankerDistillation, WeightedSum
+from training.prompts import InContextSettings
 
 if TYPE_CHECKING:
     from training.objectives import Objective
@@ -85,6 +86,8 @@ class TrainRecipe:
     """How the backbone becomes an encoder."""
     objective: ObjectiveRecipe = field(default_factory=ObjectiveRecipe)
     """What is minimised."""
+    in_context: InContextSettings | None = None
+    """Instructions and solved examples in front of queries; the encoder's prompts and lengths then do not count."""
     evaluation: EvaluationRecipe | None = None
     """Collection to evaluate on; the best checkpoint is then what is kept. None by default."""
     steps: int = 200_000

@@ -10,14 +10,23 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from drama_models.errors import AttentionDirectionError, ModelFolderError
 from drama_models.model_folder import check_llama_weights, read_json, weight_files
 from drama_models.profile import DECODERS
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+EMBEDDING = "embed_tokens.weight"
 PROMPTS = {"query": "Query: ", "document": ""}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -86,6 +95,40 @@ def set_tokenizer_ends(folder: Path) -> None:
         (folder / "tokenizer_config.json").write_text(
             json.dumps(named | {"pad_token": eos}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
+
+
+def add_special_tokens(folder: Path, tokens: Sequence[str], *, seed: int) -> None:
+    """Give the folder's tokenizer special tokens that it lacks, and the embedding a row for each.
+
+    A row is drawn around the mean of all rows, with their deviation in each coordinate: under LoRA it stays as it is.
+
+    Args:
+        folder: a start folder, changed in place.
+        tokens: such as `<instruct>`.
+        seed: of the rows.
+    """
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+    tokenizer.save(str(path))
+    config = read_json(folder / "config.json")
+    rows = max(tokenizer.get_vocab().values()) + 1
+    if rows <= config["vocab_size"]:
+        return
+    for file in weight_files(folder):
+        state = load_file(file)
+        name = next((key for key in state if key.endswith(EMBEDDING)), None)
+        if name is not None:
+            state[name] = _longer(state[name], rows, seed)
+            save_file(state, file, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+def _longer(table: Tensor, rows: int, seed: int) -> Tensor:
+    """The table (V, D) with rows drawn behind it, (rows, D)."""
+    known = table.float()
+    noise = torch.randn(rows - len(table), table.shape[1], generator=torch.Generator().manual_seed(seed))
+    return torch.cat([table, (known.mean(0) + known.std(0) * noise).to(table.dtype)])
 
 
 def _content(token: object) -> str | None:

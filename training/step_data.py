@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
+from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 
 from training.encoders import tokenise
 from training.objectives import Labels
+from training.prompts import in_context_documents, in_context_queries
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -41,18 +45,38 @@ class StepData(Dataset[dict[str, Any]]):
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of a run of {len(self)}")
         batch = self.plan.batch(number)
+        settings = self.recipe.in_context
+        if settings is None:
+            query, document = self._tokens(batch.queries, "query"), self._tokens(batch.documents, "document")
+        else:
+            tokenizer = self._plain_tokenizer
+            query = as_tensors(in_context_queries(batch, tokenizer, settings, seed=self.recipe.seed, step=number))
+            document = as_tensors(in_context_documents(batch, tokenizer, settings))
         return {
-            "query": self._tokens(batch.queries, "query"),
-            "document": self._tokens(batch.documents, "document"),
+            "query": query,
+            "document": document,
             "facts": labels_of(batch),  # not `labels`, which the stock trainer would count
             "query_ids": batch.query_ids,
             "dataset": batch.dataset,
         }
 
+    @cached_property
+    def _plain_tokenizer(self) -> Tokenizer:
+        """The model's own, which sets BOS and EOS and neither pads nor cuts."""
+        tokenizer = Tokenizer.from_str(self.model.tokenizer.backend_tokenizer.to_str())
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
     def _tokens(self, texts: list[str], kind: Kind) -> list[Tensor]:
         prompt = (self.model.prompts or {}).get(kind) or ""
         limit = self.recipe.query_length if kind == "query" else None
         return tokenise(self.model, [prompt + text for text in texts], kind, max_length=limit)
+
+
+def as_tensors(rows: list[list[int]]) -> list[Tensor]:
+    """Token ids as int64 tensors, (length,) each."""
+    return [torch.tensor(ids) for ids in rows]
 
 
 def labels_of(batch: TextBatch) -> Labels:

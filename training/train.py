@@ -15,11 +15,12 @@ import torch
 from drama_models import checkpoints
 from drama_models.errors import TrainingError
 from drama_models.folders import atomic_folder
+from drama_models.prompts import write_format
 from drama_models.provenance import read_provenance, write_provenance
 from training.datasets import open_datasets
 from training.encoders import backbones, build_encoder, merge_lora
 from training.sampling import BatchPlan
-from training.start import write_start_folder
+from training.start import add_special_tokens, write_start_folder
 from training.step_data import StepData
 from training.step_loss import StepLoss
 from training.trainer import RetrieverTrainer, training_arguments
@@ -118,6 +119,8 @@ def build(recipe: TrainRecipe) -> SentenceTransformer:
         raise TrainingError(f"dims={dims} go beyond the backbone's {size}; use sizes up to that.")
     for backbone in backbones(model):
         backbone.config.matryoshka_dimensions = sorted(dims, reverse=True)
+    if recipe.in_context:
+        model.prompts = {}  # what precedes a query depends on its task
     return model
 
 
@@ -127,6 +130,8 @@ def _write_starts(recipe: TrainRecipe) -> None:
         if backbone is not None and not (work / name).is_dir():
             with atomic_folder(work / name) as partial:
                 write_start_folder(backbone, partial, bidirectional=recipe.encoder.bidirectional)
+                if recipe.in_context:
+                    add_special_tokens(partial, recipe.in_context.tags.tokens, seed=recipe.seed)
 
 
 def _write_folder(recipe: TrainRecipe, model: SentenceTransformer, trainer: RetrieverTrainer, plan: BatchPlan) -> None:
@@ -140,6 +145,8 @@ def _write_folder(recipe: TrainRecipe, model: SentenceTransformer, trainer: Retr
     merge_lora(model)
     with atomic_folder(recipe.out) as partial:
         model.save_pretrained(str(partial), create_model_card=False)
+        if recipe.in_context:
+            write_format(partial, recipe.in_context.tags)
         checkpoints.keep_log(recipe.out, partial)
         write_provenance(
             partial,

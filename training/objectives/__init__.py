@@ -14,7 +14,6 @@ from training.objectives.objective import Objective
 from training.objectives.ordered_distillation import OrderedDistillation
 from training.objectives.reranker_distillation import RerankerDistillation
 from training.objectives.specialisation import Specialisation
-from training.objectives.stock import trainer_loss
 from training.objectives.weighted_sum import WeightedSum
 
 __all__ = [
@@ -28,5 +27,4 @@ __all__ = [
     "RerankerDistillation",
     "Specialisation",
     "WeightedSum",
-    "trainer_loss",
 ]

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
 from drama_models.errors import DimensionError, TrainingError
 from tests.training.batches import B, D, N, embeddings, labels
 from tests.training.objectives import plain
-from training.objectives import Contrastive, FalseNegatives, Labels, Matryoshka, contrastive, trainer_loss
+from training.objectives import Contrastive, FalseNegatives, Labels, Matryoshka, contrastive
 
 EVERYTHING = [range(B * N)] * B
 OWN = [range(number * N, number * N + N) for number in range(B)]
@@ -163,7 +163,8 @@ def test_the_trainers_loss_is_the_same_function(retriever_folder: Path) -> None:
         "negative": ["Draw points.", "Compute a digest of the bytes."],
     }
     features = [model.preprocess(column) for column in texts.values()]
-    loss = trainer_loss(model, dims=(48, 16), weights=(1.0, 0.5), temperature=0.05)(features, None)
+    theirs = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model, scale=20.0), [48, 16], [1.0, 0.5])
+    loss = theirs(features, None)
     query, *columns = (model(dict(column))["sentence_embedding"] for column in features)
     document = torch.stack(columns, 1).flatten(0, 1)  # ours wants each query's documents in turn
     known = Labels.of(positives=[0, 2], absent=[False] * 4, scores=[[0.0] * 2] * 2)
