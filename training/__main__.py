@@ -6,18 +6,25 @@ import sys
 
 from drama_models.recipe import parse_recipe, run_command
 
+DRY_RUN = "--dry-run"
+
 
 def _train(arguments: list[str]) -> str:
     from training.recipe import TrainRecipe
     from training.train import train
 
-    recipe = parse_recipe(TrainRecipe, arguments, command="python -m training train")
+    words = [word for word in arguments if word != DRY_RUN]
+    recipe = parse_recipe(TrainRecipe, words, command="python -m training train")
+    if words != arguments:
+        from training.dry_run import forecast
+
+        return f"{forecast(recipe)}\nnothing was trained; next: the same command without {DRY_RUN}"
     figures = train(recipe)["figures"]
     made = f"made {recipe.out} from {figures['examples']:,} examples in {figures['steps']:,} steps"
     return f"{made}; next: python -m export release --retriever {recipe.out} --out RELEASE"
 
 
-COMMANDS = {"train": (_train, "contrastive training of a retriever from a backbone")}
+COMMANDS = {"train": (_train, f"train a retriever from a backbone; {DRY_RUN} only says what it would be")}
 
 
 if __name__ == "__main__":
