@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
-from tests.replays import dragon, drama, icl, pruning, specialization
+import tests.replays
 from tests.replays.compare import Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any], Tolerance], None]] = {
-    **pruning.KINDS,
-    **drama.KINDS,
-    **dragon.KINDS,
-    **icl.KINDS,
-    **specialization.KINDS,
-}
+Check = Callable[[dict[str, Any], dict[str, Any], Tolerance], None]
+MODULES = (import_module(f"tests.replays.{found.name}") for found in iter_modules(tests.replays.__path__))
+KINDS: dict[str, Check] = {kind: check for module in MODULES for kind, check in getattr(module, "KINDS", {}).items()}
+"""What answers each kind: every file of `tests/replays` has its own."""
 
 
 def replay(path: Path) -> Iterator[tuple[str, str | None]]:

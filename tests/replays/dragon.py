@@ -8,7 +8,6 @@ import numpy as np
 
 from drama_models.pooling import pool
 from tests.replays.compare import Tolerance, equal
-from tests.replays.drama import contrastive_loss
 from training.supervision import RankWindows, label_pools
 
 Case = dict[str, Any]
@@ -39,6 +38,5 @@ def pools(case: Case, data: Case, tolerance: Tolerance) -> None:
 
 KINDS = {
     "dragon_pooling": pooling,
-    "dragon_contrastive_loss": contrastive_loss,
     "dragon_label_pools": pools,
 }

@@ -1,9 +1,8 @@
-"""DRAMA fixtures against `drama_models` and `training`."""
+"""DRAMA fixtures against `drama_models` and `training`, but for its losses: those are in `objectives`."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +12,7 @@ from drama_models.evaluation import evaluate_per_query
 from drama_models.modeling_drama import DramaModel
 from drama_models.pooling import finish, pool
 from tests.replays.compare import Tolerance, equal
-from training.objectives import Contrastive, Labels, Matryoshka
 from training.supervision import RankWindows, label_pools
-
-if TYPE_CHECKING:
-    from training.objectives.similarity import Similarity
 
 Case = dict[str, Any]
 
@@ -55,54 +50,6 @@ def bidirectional_encoder(case: Case, data: Case, tolerance: Tolerance) -> None:
         raise AssertionError("the embedding is that of causal attention")
 
 
-def contrastive_loss(case: Case, data: Case, tolerance: Tolerance) -> None:
-    given, wanted = case["input"], case["output"]
-    query, document = _embeddings(given)
-    loss = _contrastive(given)(query, document, _labels(given))
-    loss.backward()
-    tolerance.close(loss, wanted["loss"], "loss")
-    tolerance.close(query.grad, wanted["grad_query"], "query gradient")
-    tolerance.close(document.grad, wanted["grad_document"], "document gradient")
-
-
-def mrl_loss(case: Case, data: Case, tolerance: Tolerance) -> None:
-    given, wanted = case["input"], case["output"]
-    query, document = _embeddings(given)
-    objective, labels = _contrastive(given), _labels(given)
-    matryoshka = Matryoshka(objective=objective, dims=tuple(given["dims"]), weights=tuple(given["weights"]))
-    loss = matryoshka(query, document, labels)
-    loss.backward()
-    tolerance.close(loss, wanted["loss_weighted_sum"], "weighted sum")
-    tolerance.close(loss / sum(given["weights"]), wanted["loss_weighted_mean"], "weighted mean")
-    tolerance.close(query.grad, wanted["grad_query_of_sum"], "query gradient")
-    tolerance.close(document.grad, wanted["grad_document_of_sum"], "document gradient")
-    for dim, value in zip(given["dims"], wanted["loss_per_dim"], strict=True):
-        tolerance.close(objective(query[:, :dim], document[:, :dim], labels), value, f"loss at {dim}")
-
-
-def _embeddings(given: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    query, document = (
-        torch.tensor(given[f"{name}_embeddings"], dtype=torch.float64, requires_grad=True)
-        for name in ("query", "document")
-    )
-    return query, document
-
-
-def _contrastive(given: Case) -> Contrastive:
-    similarity: Similarity = "cosine" if given.get("normalise_before_loss", True) else "dot"
-    return Contrastive(temperature=given["temperature"], similarity=similarity)
-
-
-def _labels(given: Case) -> Labels:
-    queries, documents = len(given["query_embeddings"]), len(given["document_embeddings"])
-    return Labels.of(
-        positives=given["positive_index"],
-        absent=given.get("padding_document", [False] * documents),
-        scores=[[math.nan] * (documents // queries)] * queries,
-        in_batch_negatives=given.get("in_batch_negatives", True),
-    )
-
-
 def ndcg(case: Case, data: Case, tolerance: Tolerance) -> None:
     given, wanted = case["input"], case["output"]
     metric = f"nDCG@{given['k']}"
@@ -129,8 +76,6 @@ def pools(case: Case, data: Case, tolerance: Tolerance) -> None:
 KINDS = {
     "drama_pooling": pooling,
     "drama_bidirectional_encoder": bidirectional_encoder,
-    "drama_contrastive_loss": contrastive_loss,
-    "drama_mrl_loss": mrl_loss,
     "drama_ndcg": ndcg,
     "drama_label_pools": pools,
 }

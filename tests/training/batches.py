@@ -28,16 +28,22 @@ def embeddings(seed: int = 0, *, queries: int = B, dim: int = D) -> tuple[torch.
 
 
 def labels(
-    *, queries: int = B, in_batch_negatives: bool = True, absent: tuple[int, ...] = (), ids: str | None = None
+    *,
+    queries: int = B,
+    documents: int = N,
+    in_batch_negatives: bool = True,
+    absent: tuple[int, ...] = (),
+    ids: str | None = None,
+    seed: int = 1,
 ) -> Labels:
     """Positive first but for the last query's, teacher scores from 0 to 1; `ids` has a letter for each document."""
-    generator = torch.Generator().manual_seed(1)
-    positives = [number * N for number in range(queries)]
+    generator = torch.Generator().manual_seed(seed)
+    positives = [number * documents for number in range(queries)]
     positives[-1] += 1
     return Labels.of(
         positives=positives,
-        absent=[row in absent for row in range(queries * N)],
-        scores=torch.rand(queries, N, generator=generator).tolist(),
+        absent=[row in absent for row in range(queries * documents)],
+        scores=torch.rand(queries, documents, generator=generator).tolist(),
         document_ids=ids,
         in_batch_negatives=in_batch_negatives,
     )

@@ -14,8 +14,6 @@ from tests.training.batches import B, N, labels, objectives
 from training.cached_gradients import RandomState, cached_embeddings, cached_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from training.objectives import Objective
 
 LENGTH, VOCABULARY = 6, 40
@@ -61,27 +59,27 @@ class Encoder:
         return hidden.mean(1)
 
 
-def uncached(encode: Encoder, chunks: Sequence[Sequence[Tensor]], objective: Objective) -> Tensor:
+def uncached(encode: Encoder, objective: Objective) -> Tensor:
     """The same chunks, in the same order and so with the same dropout, all kept until the way back."""
-    query, document = (torch.cat([encode(chunk) for chunk in kind]) for kind in chunks)
+    query, document = (torch.cat([encode(chunk) for chunk in kind]) for kind in (QUERIES, DOCUMENTS))
     return objective(query, document, labels())
 
 
-CHUNKS = [texts(B, 1).split([3, 1]), texts(B * N, 2).split(5)]
+QUERIES, DOCUMENTS = texts(B, 1).split([3, 1]), texts(B * N, 2).split(5)
 
 
 @pytest.mark.parametrize("name", objectives())
 def test_gradients_equal_the_uncached_ones_with_dropout_on(name: str) -> None:
     encode, objective = Encoder(tiny_bert()), objectives()[name]
     torch.manual_seed(7)
-    expected = uncached(encode, CHUNKS, objective)
+    expected = uncached(encode, objective)
     expected.backward()
     wanted, after = gradients(encode.model), torch.rand(1)
     torch.manual_seed(7)
-    loss = cached_loss(encode, *CHUNKS, lambda query, document: objective(query, document, labels()))
+    loss = cached_loss(encode, QUERIES, DOCUMENTS, lambda query, document: objective(query, document, labels()))
     loss.backward()
     assert torch.equal(loss, expected)
-    assert encode.calls == 3 * sum(map(len, CHUNKS))
+    assert encode.calls == 3 * len(QUERIES + DOCUMENTS)
     for found, want in zip(gradients(encode.model), wanted, strict=True):
         torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6 * float(want.abs().max()))
     assert torch.equal(torch.rand(1), after), "the way back must not move the random generator"
@@ -89,7 +87,7 @@ def test_gradients_equal_the_uncached_ones_with_dropout_on(name: str) -> None:
 
 def test_dropout_matters_to_the_test_above() -> None:
     encode, objective = Encoder(tiny_bert()), objectives()["contrastive"]
-    losses = [uncached(encode, CHUNKS, objective).item() for _ in range(2)]
+    losses = [uncached(encode, objective).item() for _ in range(2)]
     assert abs(losses[0] - losses[1]) > 0.01
 
 
@@ -101,9 +99,11 @@ def test_autocast_of_the_first_pass_holds_on_the_way_back(within: bool) -> None:
         torch.manual_seed(7)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             if cached:
-                loss = cached_loss(encode, *CHUNKS, lambda query, document: objective(query, document, labels()))
+                loss = cached_loss(
+                    encode, QUERIES, DOCUMENTS, lambda query, document: objective(query, document, labels())
+                )
             else:
-                loss = uncached(encode, CHUNKS, objective)
+                loss = uncached(encode, objective)
             assert loss.dtype == torch.float32
             if within:
                 loss.backward()
@@ -118,10 +118,10 @@ def test_autocast_of_the_first_pass_holds_on_the_way_back(within: bool) -> None:
 
 def test_scaling_and_accumulation_act_as_on_any_loss() -> None:
     encode, objective = Encoder(tiny_bert().eval()), objectives()["contrastive"]
-    uncached(encode, CHUNKS, objective).backward()
+    uncached(encode, objective).backward()
     once = gradients(encode.model)
     for _ in range(2):
-        loss = cached_loss(encode, *CHUNKS, lambda query, document: objective(query, document, labels()))
+        loss = cached_loss(encode, QUERIES, DOCUMENTS, lambda query, document: objective(query, document, labels()))
         (loss * 1024 / 2).backward()
     for found, want in zip(gradients(encode.model), once, strict=True):
         torch.testing.assert_close(found / 1024, want, rtol=1e-5, atol=1e-6)
@@ -130,20 +130,20 @@ def test_scaling_and_accumulation_act_as_on_any_loss() -> None:
 def test_nothing_is_replayed_when_nothing_is_to_be_learned() -> None:
     encode = Encoder(tiny_bert())
     with torch.no_grad():
-        query, document = cached_embeddings(encode, *CHUNKS)
+        query, document = cached_embeddings(encode, QUERIES, DOCUMENTS)
     assert not query.requires_grad
     assert document.shape == (B * N, 16)
-    assert encode.calls == sum(map(len, CHUNKS))
+    assert encode.calls == len(QUERIES + DOCUMENTS)
 
 
 def test_a_frozen_encoder_is_left_as_it_is() -> None:
     trained, frozen = Encoder(tiny_bert()), Encoder(tiny_bert().requires_grad_(False))
-    chunks = [[("query", chunk) for chunk in CHUNKS[0]], [("document", chunk) for chunk in CHUNKS[1]]]
+    queries, documents = ([(kind, chunk) for chunk in chunks] for kind, chunks in (("q", QUERIES), ("d", DOCUMENTS)))
 
     def encode(chunk: tuple[str, Tensor]) -> Tensor:
-        return (trained if chunk[0] == "query" else frozen)(chunk[1])
+        return (trained if chunk[0] == "q" else frozen)(chunk[1])
 
-    cached_loss(encode, *chunks, lambda query, document: (query @ document.T).square().mean()).backward()
+    cached_loss(encode, queries, documents, lambda query, document: (query @ document.T).square().mean()).backward()
     assert all(parameter.grad is None for parameter in frozen.model.parameters())
     assert len(gradients(trained.model)) == len(list(trained.model.parameters()))
 
@@ -160,4 +160,4 @@ def test_random_state_gives_the_same_draws_and_leaves_no_trace() -> None:
 
 def test_a_batch_without_chunks_is_refused() -> None:
     with pytest.raises(ValueError, match="0 chunks of queries and 3 of documents"):
-        cached_loss(Encoder(tiny_bert()), [], CHUNKS[1], lambda query, document: query.sum() + document.sum())
+        cached_loss(Encoder(tiny_bert()), [], DOCUMENTS, lambda query, document: query.sum() + document.sum())

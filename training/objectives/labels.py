@@ -82,7 +82,7 @@ class Labels:
             positive=torch.tensor(positives, dtype=torch.int64),
             absent=torch.tensor(absent, dtype=torch.bool),
             # double, so that a score of exactly a share of the positive's is not rounded past it
-            scores=torch.tensor(scores, dtype=torch.float64).view(len(positives), -1),
+            scores=torch.tensor(scores, dtype=torch.float64),
             identity=identity,
             in_batch_negatives=in_batch_negatives,
         )

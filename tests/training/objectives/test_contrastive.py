@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -16,6 +17,9 @@ from drama_models.errors import DimensionError, TrainingError
 from tests.training.batches import B, D, N, embeddings, labels
 from tests.training.objectives import plain
 from training.objectives import Contrastive, FalseNegatives, Labels, Matryoshka, contrastive
+
+if TYPE_CHECKING:
+    from training.objectives.similarity import Similarity
 
 EVERYTHING = [range(B * N)] * B
 OWN = [range(number * N, number * N + N) for number in range(B)]
@@ -93,7 +97,7 @@ def test_many_queries_are_scored_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_gradients_match_finite_differences(similarity: contrastive.Similarity) -> None:
+def test_gradients_match_finite_differences(similarity: Similarity) -> None:
     query, document = (x.requires_grad_() for x in embeddings(dim=5))
     known = labels(absent=(2,), ids="abcadedbefgh")
     objective = Contrastive(temperature=0.5, similarity=similarity, false_negatives=FalseNegatives(share=0.6))
@@ -151,8 +155,8 @@ def test_matryoshka_is_the_sum_over_prefixes_scaled_anew() -> None:
     )
     objective = Matryoshka(objective=Contrastive(temperature=0.2), dims=dims, weights=weights)
     assert objective(query, document, known).item() == pytest.approx(expected)
-    unit = [F.normalize(x, dim=-1) for x in (query, document)]
-    torch.testing.assert_close(objective(*unit, known), objective(query, document, known))
+    unit_query, unit_document = (F.normalize(x, dim=-1) for x in (query, document))
+    torch.testing.assert_close(objective(unit_query, unit_document, known), objective(query, document, known))
 
 
 def test_the_trainers_loss_is_the_same_function(retriever_folder: Path) -> None:
