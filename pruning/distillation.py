@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pruning.mixture import IGNORED
+from pruning.packing import IGNORED
 
 if TYPE_CHECKING:
     from torch import Tensor

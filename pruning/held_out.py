@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pruning.mixture import IGNORED, HeldOutSequences
+from pruning.mixture import HeldOutSequences
+from pruning.packing import IGNORED
 
 if TYPE_CHECKING:
     from pruning.corpus import Corpus
@@ -33,7 +34,7 @@ def held_out_figures(
         length: tokens in a sequence.
         batch_size: sequences evaluated at a time.
         limit: sequences of each domain, at most.
-        separate_documents: as in `pruning.mixture.packed`; the start of a document is then not predicted.
+        separate_documents: as in `pruning.packing.packed`; the start of a document is then not predicted.
 
     Returns:
         By domain: loss, perplexity, bits_per_byte.

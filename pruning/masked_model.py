@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from pruning.lagrangian import Lagrangian, target_sparsities
 from pruning.masked_weights import MaskValues, masked_parameters
 from pruning.masks import Masks, mask_shapes
-from pruning.mixture import IGNORED
+from pruning.packing import share_of_step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,19 +75,6 @@ class MaskedCausalLM(nn.Module):
         masks = MaskValues(values, self.masks.source, tied=self.tied)
         parameters = dict(self.model.named_parameters())
         return functional_call(self.model, masked_parameters(parameters, masks, self._eps), kwargs=inputs)
-
-
-def share_of_step(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
-    """What part of an optimiser step's predicted tokens a batch has; 1 where nobody counted them.
-
-    The stock loss is a sum over the batch divided by the tokens of the whole step, over all accumulated batches and
-    processes. Whatever is added to it must be shared out in the same way.
-
-    Args:
-        labels: (B, T), shifted inside.
-        num_items_in_batch: predicted tokens in the step, as the Trainer passes them on.
-    """
-    return 1.0 if num_items_in_batch is None else (labels[:, 1:] != IGNORED).sum() / num_items_in_batch
 
 
 def expose_norm_eps(model: nn.Module) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from drama_models.errors import CorpusError
+from pruning.packing import packed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pruning.corpus import Corpus
-
-
-IGNORED = -100  # a label that counts for no loss
 
 
 class MixedSequences(Dataset[dict[str, torch.Tensor]]):
@@ -36,7 +34,7 @@ class MixedSequences(Dataset[dict[str, torch.Tensor]]):
         length: tokens in a sequence.
         count: sequences to draw.
         seed: of the draws and shuffles.
-        separate_documents: as in `packed`.
+        separate_documents: as in `pruning.packing.packed`.
 
     Raises:
         CorpusError: a proportion for an unknown domain, or none above zero.
@@ -119,30 +117,6 @@ class HeldOutSequences(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return packed(self.rows[index], self.start_token)
-
-
-def packed(row: NDArray[np.unsignedinteger], start_token: int | None = None) -> dict[str, torch.Tensor]:
-    """One sequence as the model reads it.
-
-    Args:
-        row: token ids, (length,).
-        start_token: first token of every document, to keep documents apart: positions start at 0 with each, from which
-            transformers' Llama derives an attention mask that does not cross them, and no document's start is
-            predicted from the end of another. None reads the row as one text.
-
-    Returns:
-        input_ids and labels, and position_ids where documents are kept apart; int64, (length,). The first label counts
-        as absent, since nothing predicts it.
-    """
-    tokens = torch.from_numpy(row.astype(np.int64))
-    labels = tokens.clone()
-    labels[0] = IGNORED
-    if start_token is None:
-        return {"input_ids": tokens, "labels": labels}
-    starts = tokens == start_token
-    places = torch.arange(len(tokens))
-    last_start = torch.where(starts, places, 0).cummax(dim=0).values
-    return {"input_ids": tokens, "labels": labels.masked_fill(starts, IGNORED), "position_ids": places - last_start}
 
 
 def normalised_proportions(corpus: Corpus, proportions: Mapping[str, float]) -> dict[str, float]:

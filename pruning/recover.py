@@ -28,7 +28,7 @@ from pruning.language_modelling import (
     LanguageModelTrainer,
     train,
 )
-from pruning.masked_model import share_of_step
+from pruning.packing import share_of_step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

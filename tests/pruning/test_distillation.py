@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from drama_models.errors import CorpusError, ModelFolderError
 from pruning.distillation import distillation_loss
-from pruning.mixture import IGNORED
+from pruning.packing import IGNORED
 from pruning.recover import RecoverRecipe, read_log, recover
 from tests.conftest import make_llama
 from tests.pruning.test_stages import SMALL

@@ -13,7 +13,8 @@ from pruning.corpus import Corpus
 from pruning.held_out import held_out_figures
 from pruning.masked_model import MaskedCausalLM
 from pruning.masks import Masks
-from pruning.mixture import IGNORED, MixedSequences, packed
+from pruning.mixture import MixedSequences
+from pruning.packing import IGNORED, packed
 from pruning.shape import BackboneShape
 
 BOS = 0
