@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.machine import machine_record
+from benchmarks.machine import machine_record, write_result
 from demo.__main__ import METRICS, OUT
 from demo.__main__ import main as make_demo
 
@@ -24,9 +24,7 @@ def main() -> int:
     if code == 0:
         metrics = json.loads((OUT / METRICS).read_text(encoding="utf-8"))
         record = {"benchmark": "demo", "command": "python -m benchmarks.demo", "machine": machine_record()}
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(json.dumps(record | {"metrics": metrics}, indent=2) + "\n", encoding="utf-8")
-        print(f"made {RESULT}")  # noqa: T201
+        write_result(RESULT, record | {"metrics": metrics})
     return code
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.interleaved import interleave
-from benchmarks.machine import machine_record
+from benchmarks.machine import machine_record, write_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,9 +151,7 @@ def main() -> None:
     for system, row in result["systems"].items():
         speed = f"{row['texts_per_second']:9.2f}{row['tokens_per_second']:10,}{row['ratio']:7.2f}"
         print(f"{system:24}{speed}{row['peak_mib']:10,}  {row['smallest_cosine']:.6f}")  # noqa: T201
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"made {options.out}")  # noqa: T201
+    write_result(options.out, result)
 
 
 if __name__ == "__main__":

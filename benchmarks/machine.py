@@ -1,7 +1,8 @@
-"""What a measurement was made on: processor, cores, versions, commit. Part of every results file."""
+"""Results files: one JSON for each benchmark, with what it was measured on: processor, cores, versions, commit."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -9,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from drama_models.folders import atomic_file
 from drama_models.provenance import installed_versions
 
 
@@ -22,6 +24,13 @@ def machine_record() -> dict[str, Any]:
         "commit": _commit(),
         "month": datetime.now(UTC).strftime("%Y-%m"),
     }
+
+
+def write_result(out: Path, record: dict[str, Any]) -> None:
+    """Write a results file, whole or not at all, and say so."""
+    with atomic_file(out) as partial:
+        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(f"made {out}")  # noqa: T201
 
 
 def _processor() -> str:

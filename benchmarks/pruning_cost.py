@@ -10,13 +10,12 @@ most, and one ten times as large.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.interleaved import interleave
-from benchmarks.machine import machine_record
+from benchmarks.machine import machine_record, write_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,9 +113,7 @@ def main() -> None:
     result["command"] = f"python -m benchmarks.pruning_cost --steps {options.steps} --rounds {options.rounds}"
     for name, row in result["shapes"].items():
         print(f"{name}: time x {row['time_ratio']:.2f}, memory x {row['memory_ratio']:.2f}")  # noqa: T201
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"made {options.out}")  # noqa: T201
+    write_result(options.out, result)
 
 
 if __name__ == "__main__":

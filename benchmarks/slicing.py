@@ -10,14 +10,13 @@ the source included. Needs 4 GB of disk for temporary folders.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.interleaved import interleave
-from benchmarks.machine import machine_record
+from benchmarks.machine import machine_record, write_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,12 +92,11 @@ def main() -> None:
         "peak_beyond_mib": round(measured.result["peak_beyond_mib"]),
         "bound_mib": round(bound),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(  # noqa: T201
         f"{record['seconds']} s, peak {record['peak_beyond_mib']} MiB for {record['output_mib']} MiB of output "
-        f"(1.3 x output + largest source tensor: {record['bound_mib']} MiB)\nmade {options.out}"
+        f"(1.3 x output + largest source tensor: {record['bound_mib']} MiB)"
     )
+    write_result(options.out, record)
 
 
 if __name__ == "__main__":
