@@ -1,48 +1,67 @@
 """What learned masks are worth: four ways to a small model from `demo/source`, with the same number of training tokens.
 
-    python -m benchmarks.pruning_quality [--seeds 3] [--steps 120 240 480] [--out FILE.json]
+    python -m benchmarks.pruning_quality [--methods learned ...] [--seeds 3] [--steps 120 240 480] [--out FILE.json]
 
 learned: the demo's mask learning, slicing and recovery. magnitude: evenly spaced layers, and the heads, units and
 coordinates with the largest weights, equally many in each layer. random choice: the same numbers, drawn. random start:
 random weights in the target's shape. A budget counts tokens of both stages: what mask learning reads is taken off the
-recovery of `learned`. Reads the demo's corpus (`make demo` first); finished runs are kept in the results file and not
-run again. A plot is written beside it. Every core runs one method at a time, on one thread.
+recovery of `learned`. VARIANTS of `learned`, each with one choice of the demo's taken back, run where `--methods` names
+them. Reads the demo's corpus (`make demo` first); finished runs are kept in the results file, each with its commit, and
+not run again. A plot is written beside it. Every process works on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
+import shlex
 import statistics
-import tempfile
+import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.machine import machine_record
+from benchmarks.machine import machine_record, write_result
 from demo.stages import GATES, RECIPES, SOURCE
 from drama_models.errors import CorpusError
-from drama_models.folders import atomic_file
 from drama_models.progress import hide_loading_bars
 from drama_models.recipe import load_recipe
-from pruning.learn_masks import LearnMasksRecipe, learn_masks, load_masks
+from pruning.corpus import Corpus
+from pruning.held_out import held_out_figures
+from pruning.learn_masks import Gates, LearnMasksRecipe, learn_masks, load_masks
 from pruning.masks import mask_shapes
 from pruning.recover import RecoverRecipe, recover
 from pruning.shape import BackboneShape
 from pruning.slicing import slice_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 METHODS = ("learned", "magnitude", "random choice", "random start")
-DOMAIN = "documentation"
+VARIANTS: dict[str, dict[str, Any]] = {  # of the demo's mask learning
+    "learned": {},
+    "soft gates": {"gates": "soft"},
+    "trained weights": {"learning_rate": 3e-4},
+    "undamped multipliers": {"linear_multiplier_factor": 1.0},
+    "fewer draws": {"steps": 120, "batch_size": 4, "warmup_steps": 5, "sparsity_warmup_steps": 50},
+    "fast gates": {"mask_learning_rate": 1.0},
+    "all as before": {
+        "steps": 240, "batch_size": 4, "warmup_steps": 10, "sparsity_warmup_steps": 100, "mask_learning_rate": 1.0,
+        "linear_multiplier_factor": 1.0,
+    },
+}  # fmt: skip
+DOMAIN, SLICED = "documentation", "sliced"
 
 
 def chosen_masks(scores: dict[str, Tensor], target: BackboneShape, layers: Tensor) -> dict[str, Tensor]:
@@ -102,32 +121,67 @@ def write_start(method: str, out: Path, seed: int) -> None:
         AutoTokenizer.from_pretrained(SOURCE).save_pretrained(out)
 
 
-def run(method: str, seed: int, budgets: list[int]) -> dict[str, Any]:
-    """Held-out perplexity right after slicing, and at every budget of recovery-sized steps."""
+def mask_recipe(method: str, seed: int, work: Path) -> tuple[LearnMasksRecipe, Gates]:
+    """The demo's mask learning with the changes of a variant, and the gates to slice with."""
+    settings = {"gates": GATES} | VARIANTS[method]
+    gates = settings.pop("gates")
+    recipe = load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml")
+    return replace(recipe, out=work / f"masks of {method} {seed}", seed=seed, save_every=10_000, **settings), gates
+
+
+def make_start(method: str, seed: int, work: Path) -> dict[str, Any]:
+    """Make the sliced folder of a method below `work`; returns what is to be kept of how it was made."""
     hide_loading_bars()
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        learn = replace(load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml"), out=work / "masks", seed=seed)
-        again = replace(load_recipe(RecoverRecipe, RECIPES / "recover.yaml"), model=work / "start", seed=seed)
-        spent = 0
-        if method == "learned":
-            learn_masks(learn)
-            slice_folder(learn.out, load_masks(learn.out, gates=GATES), work / "start", {})
-            tokens = learn.steps * learn.batch_size * learn.sequence_length
-            spent = tokens // (again.batch_size * again.sequence_length)
-        else:
-            write_start(method, work / "start", seed)
-        figures: dict[str, Any] = {}
-        for budget in budgets:
-            record = recover(replace(again, steps=budget - spent, out=work / f"made{budget}", save_every=10_000))
-            for point, when in (("sliced", "held_out_before"), (str(budget), "held_out")):
-                figures[point] = round(record["figures"][when][DOMAIN]["perplexity"], 2)
-    return figures
+    torch.set_num_threads(1)
+    kept: dict[str, Any] = {"commit": machine_record()["commit"]}
+    out = work / f"{method} {seed}"
+    if method not in VARIANTS:
+        write_start(method, out, seed)
+        return kept
+    learn, gates = mask_recipe(method, seed, work)
+    sizes = learn_masks(learn)["figures"]["expected_sizes"]
+    values = load_masks(learn.out, gates=gates, force=True)  # a variant that misses its sizes is there to be seen
+    slice_folder(learn.out, values, out, {})
+    kept["expected_sizes"] = {name: round(size["expected"], 1) for name, size in sizes.items()}
+    return kept | {"dropped_layers": (values["layer"] == 0).nonzero().flatten().tolist()}
 
 
-def main() -> None:
-    """Run what is missing, print the table, write the results file."""
+def recover_start(method: str, seed: int, budget: int, work: Path) -> dict[str, float]:
+    """Held-out perplexity of a sliced folder, and after what a budget of recovery-sized steps leaves for recovery."""
+    hide_loading_bars()
+    torch.set_num_threads(1)
+    start = work / f"{method} {seed}"
+    recipe = replace(load_recipe(RecoverRecipe, RECIPES / "recover.yaml"), model=start, seed=seed, save_every=10_000)
+    if method in VARIANTS:
+        learn, _ = mask_recipe(method, seed, work)
+        spent = learn.steps * learn.batch_size * learn.sequence_length
+        left = budget - spent // (recipe.batch_size * recipe.sequence_length)
+    else:
+        left = budget
+    figures = recover(replace(recipe, steps=left, out=work / f"{method} {seed} {budget}"))["figures"]
+    points = {SLICED: figures["held_out_before"], str(budget): figures["held_out"]}
+    return {point: round(found[DOMAIN]["perplexity"], 2) for point, found in points.items()}
+
+
+def source_perplexity() -> float:
+    """Held-out perplexity of the model that all methods but `random start` begin with."""
+    recipe = load_recipe(RecoverRecipe, RECIPES / "recover.yaml")
+    model = AutoModelForCausalLM.from_pretrained(SOURCE, dtype=torch.float32)
+    return round(held_out_figures(model, Corpus.open(recipe.corpus), **recipe.held_out)[DOMAIN]["perplexity"], 2)
+
+
+def parse_options() -> argparse.Namespace:
+    """What to run and where to keep it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    known = ", ".join(dict.fromkeys([*METHODS, *VARIANTS]))
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(METHODS),
+        choices=[*METHODS, *VARIANTS],
+        metavar="METHOD",
+        help=f"any of: {known}; default: the first {len(METHODS)}",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method; default: 3")
     parser.add_argument(
         "--steps",
@@ -136,49 +190,72 @@ def main() -> None:
         default=[120, 240, 480],
         help="budgets, steps of 8 x 128 tokens; default: 120 240 480",
     )
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: every core")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks/results/pruning_quality.json"), help="results file"
     )
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run what is missing, print the table, write the results file."""
+    options = parse_options()
     hide_loading_bars()
     recipe = load_recipe(RecoverRecipe, RECIPES / "recover.yaml")
     if not recipe.corpus.is_dir():
         raise CorpusError(f"There is no {recipe.corpus}; run `make demo` to make it.")
-    settings = {"steps": options.steps, "tokens_a_step": recipe.batch_size * recipe.sequence_length}
-    record: dict[str, Any] = {"settings": settings, "runs": {}}
+    settings = {"tokens_a_step": recipe.batch_size * recipe.sequence_length, "variants": VARIANTS}
+    record: dict[str, Any] = {"benchmark": "pruning_quality", "settings": settings, "commands": [], "runs": {}}
     if options.out.is_file():
         kept = json.loads(options.out.read_text(encoding="utf-8"))
         record = kept if kept["settings"] == settings else record
-    steps = " ".join(map(str, options.steps))
-    command = f"python -m benchmarks.pruning_quality --seeds {options.seeds} --steps {steps}"
-    record |= {"benchmark": "pruning_quality", "command": command, "machine": machine_record()}
-    missing = [
-        (method, seed)
-        for seed in range(options.seeds)
-        for method in METHODS
-        if str(seed) not in record["runs"].setdefault(method, {})
-    ]
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        running = {pool.submit(run, method, seed, options.steps): (method, seed) for method, seed in missing}
-        for future in as_completed(running):
-            method, seed = running[future]
-            record["runs"][method][str(seed)] = future.result()
-            print(f"seed {seed} | {method} | {future.result()}")  # noqa: T201
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(options.out) as partial:
-                partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print("\n".join(table(record)))  # noqa: T201
+    record |= {"machine": machine_record(), "source_perplexity": source_perplexity()}
+    command = shlex.join(["python", "-m", "benchmarks.pruning_quality", *sys.argv[1:]])
+    record["commands"] = list(dict.fromkeys([*record["commands"], command]))
+    complete(record, options)
+    others = [name for name in record["runs"] if name not in METHODS]
+    print("\n".join([*table(record), "", *table(record, others)]))  # noqa: T201
     plot(record, options.out.with_suffix(".svg"))
-    print(f"made {options.out} and its plot")  # noqa: T201
 
 
-def table(record: dict[str, Any]) -> list[str]:
+def complete(record: dict[str, Any], options: argparse.Namespace) -> None:
+    """Run what the record lacks: all starts, then the budgets, the small ones first; each result is kept at once."""
+    runs = record["runs"]
+    wanted = itertools.product(options.steps, range(options.seeds), options.methods)
+    missing = [
+        (method, seed, budget)
+        for budget, seed, method in wanted
+        if str(budget) not in runs.setdefault(method, {}).setdefault(str(seed), {})
+    ]
+    starts = dict.fromkeys((method, seed) for method, seed, _ in missing)
+    context = multiprocessing.get_context("spawn")
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(options.processes, context) as pool:
+        work = Path(folder)
+        for make, tasks in ((make_start, list(starts)), (recover_start, missing)):
+            running = {pool.submit(make, *task, work): task for task in tasks}
+            for future in as_completed(running):
+                method, seed = running[future][:2]
+                runs[method][str(seed)] |= future.result()
+                print(f"{method} | seed {seed} | {future.result()}")  # noqa: T201
+                write_result(options.out, record)
+
+
+def points_of(record: dict[str, Any], methods: Sequence[str]) -> list[str]:
+    """Where these methods were measured: right after slicing, then by budget."""
+    rows = [row for method in methods for row in record["runs"].get(method, {}).values()]
+    return [SLICED, *sorted({point for row in rows for point in row if point.isdigit()}, key=int)]
+
+
+def table(record: dict[str, Any], methods: Sequence[str] = METHODS) -> list[str]:
     """Markdown rows: by method, the median of the seeds with the lowest and the highest, for every point."""
-    points = ["sliced", *map(str, record["settings"]["steps"])]
+    points = points_of(record, methods)
     rows = [f"| method | {' | '.join(points)} |", "|---" * (len(points) + 1) + "|"]
-    for method, runs in record["runs"].items():
-        values = [sorted(row[point] for row in runs.values()) for point in points]
-        cells = (f"{statistics.median(row):.1f} ({row[0]:.1f} to {row[-1]:.1f})" for row in values)
+    for method in methods:
+        cells = []
+        for point in points:
+            values = [row[point] for row in record["runs"].get(method, {}).values() if point in row]
+            spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.median(values):.1f}{spread}" if values else "")
         rows.append(f"| {method} | {' | '.join(cells)} |")
     return rows
 
@@ -187,14 +264,16 @@ def plot(record: dict[str, Any], out: Path) -> None:
     """Perplexity by budget: a line through the medians of each method's seeds, a dot for each seed."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     panel = figure.subplots()
-    points = ["sliced", *map(str, record["settings"]["steps"])]
-    for method, runs in record["runs"].items():
-        rows = list(runs.values())
-        medians = [statistics.median(row[point] for row in rows) for point in points]
-        (line,) = panel.plot(points, medians, label=method)
-        for row in rows:
-            panel.plot(points, [row[point] for point in points], ".", color=line.get_color())
+    points = points_of(record, METHODS)
+    for method in METHODS:
+        runs = list(record["runs"].get(method, {}).values())
+        places = [place for place, point in enumerate(points) if any(point in row for row in runs)]
+        values = [[row[points[place]] for row in runs if points[place] in row] for place in places]
+        (line,) = panel.plot(places, [statistics.median(row) for row in values], label=method)
+        for place, row in zip(places, values, strict=True):
+            panel.plot([place] * len(row), row, ".", color=line.get_color())
     panel.set(yscale="log", xlabel="steps of both stages", ylabel="held-out perplexity")
+    panel.set_xticks(range(len(points)), points)
     panel.legend()
     figure.savefig(out, metadata={"Date": None})
 

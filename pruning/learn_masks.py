@@ -1,8 +1,8 @@
 """The pruning stage: learn which units go, together with the weights that stay, under the size constraint.
 
-One AdamW with three groups: weights at the usual rate, log_alphas at rate 1, multipliers ascending at rate 1; one
-cosine schedule multiplies all three (spec section 5). The made folder holds the full-size weights and
-`masks.safetensors`; `pruning.slicing` cuts it.
+One AdamW: weights at the usual rate, log_alphas at rate 1, multipliers ascending at rate 1, the linear ones at a share
+of it where a recipe asks for that; one cosine schedule multiplies all rates (spec section 5). The made folder holds the
+full-size weights and `masks.safetensors`; `pruning.slicing` cuts it.
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ class LearnMasksSettings(LanguageModellingSettings):
     """Of the log_alphas."""
     multiplier_learning_rate: float = 1.0
     """Of the Lagrange multipliers, which ascend."""
+    linear_multiplier_factor: float = 1.0
+    """Share of that rate for the multipliers of the linear terms. In a run of a few hundred steps they climb until
+    sizes swing far past their targets; 0.1 leaves the lead to the quadratic terms, which pull back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,7 @@ class MaskTrainer(LanguageModelTrainer):
         self.add_callback(_MaskSteps(model))
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
-        """The three-group optimiser of this stage."""
+        """The optimiser of this stage."""
         self.optimizer = mask_optimizer(self.model, self.recipe)
         return self.optimizer
 
@@ -92,10 +95,13 @@ class MaskTrainer(LanguageModelTrainer):
 
 def mask_optimizer(model: MaskedCausalLM, recipe: LearnMasksRecipe) -> torch.optim.AdamW:
     """AdamW over weights, gates (descending) and multipliers (ascending), each group with its own rate."""
+    rate = recipe.multiplier_learning_rate
+    linear, quadratic = (list(each.parameters()) for each in (model.lagrangian.lambda_1, model.lagrangian.lambda_2))
     groups: list[dict[str, Any]] = [
         {"params": list(model.model.parameters()), "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
         {"params": list(model.masks.parameters()), "lr": recipe.mask_learning_rate},
-        {"params": list(model.lagrangian.parameters()), "lr": recipe.multiplier_learning_rate, "maximize": True},
+        {"params": linear, "lr": rate * recipe.linear_multiplier_factor, "maximize": True},
+        {"params": quadratic, "lr": rate, "maximize": True},
     ]
     return torch.optim.AdamW(groups, betas=(0.9, recipe.adam_beta2), eps=1e-8, weight_decay=0.0)
 
