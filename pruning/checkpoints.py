@@ -15,6 +15,7 @@ from drama_models.errors import TrainingError
 from drama_models.folders import atomic_file
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from pruning.language_modelling import LanguageModellingRecipe
@@ -72,26 +73,19 @@ def remove_checkpoints(out: Path) -> None:
     shutil.rmtree(checkpoint_folder(out))
 
 
-def begin(out: Path, recipe: LanguageModellingRecipe) -> Path | None:
+def begin(out: Path, recipe: LanguageModellingRecipe) -> None:
     """Open the checkpoints of a run, new or interrupted.
-
-    Returns:
-        The checkpoint to go on from, None to start.
 
     Raises:
         TrainingError: the checkpoints there belong to a run with other settings.
     """
     folder = checkpoint_folder(out)
     settings: dict[str, Any] = json.loads(json.dumps(asdict(recipe), default=str))
-    settings = {name: value for name, value in settings.items() if name not in FREE_SETTINGS}
-    found = last_checkpoint(out)
-    if found is None:
+    if last_checkpoint(out) is None:
         shutil.rmtree(folder, ignore_errors=True)
     elif (folder / SETTINGS).is_file():
-        before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        changed = sorted(name for name in settings if settings[name] != before.get(name))
-        if changed:
-            was = ", ".join(f"{name}={before.get(name)}" for name in changed)
+        was = changed_settings(json.loads((folder / SETTINGS).read_text(encoding="utf-8")), settings)
+        if was:
             raise TrainingError(
                 f"{folder} holds an interrupted run with other settings ({was}); "
                 "set them back to go on with it, or remove that folder to start over."
@@ -99,4 +93,12 @@ def begin(out: Path, recipe: LanguageModellingRecipe) -> Path | None:
     shutil.rmtree(writing_folder(out), ignore_errors=True)
     with atomic_file(folder / SETTINGS) as partial:
         partial.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    return found
+
+
+def changed_settings(before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Settings that a run began with and that are others now, as `name=value, …` of before; empty where none is.
+
+    Those that may change in between, and those that did not exist then, do not count.
+    """
+    names = sorted((before.keys() & settings.keys()) - set(FREE_SETTINGS))
+    return ", ".join(f"{name}={before[name]}" for name in names if before[name] != settings[name])

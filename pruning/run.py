@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drama_models.errors import TrainingError
+from drama_models.folders import sha256_of_folder
 from drama_models.provenance import plain_settings, read_provenance
-from pruning.checkpoints import FREE_SETTINGS
+from pruning.checkpoints import changed_settings
 from pruning.distributed import world_size
 from pruning.kv_heads import expand_folder
+from pruning.language_modelling import StageFolders
 from pruning.learn_masks import Gates, LearnMasksRecipe, LearnMasksSettings, learn_masks, load_masks
 from pruning.model_folder import read_config
 from pruning.recover import RecoverRecipe, RecoverSettings, recover
@@ -25,19 +27,13 @@ from pruning.shape import BackboneShape
 from pruning.slicing import slice_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecipe:
-    """Settings of a whole run."""
+class RunRecipe(StageFolders):
+    """Settings of a whole run, with its folders; `out` is for all stages."""
 
-    model: Path
-    """Source folder: a Llama-shaped causal language model with its tokenizer."""
-    corpus: Path
-    """Tokenised corpus, made by `python -m pruning tokenise`."""
-    out: Path
-    """Folder for all stages."""
     recover_corpus: Path | None = None
     """Another tokenised corpus for recovery, as Sheared-LLaMA has it; the same one by default."""
     origin: str = "a recipe"
@@ -78,29 +74,36 @@ def run(recipe: RunRecipe) -> BackboneShape:
     model = recipe.model
     if recipe.expand_kv_heads and source.num_kv_heads != source.num_heads:
         model = recipe.out / "expanded"
-        _stage(model, {"num_kv_heads": source.num_heads}, lambda: expand_folder(recipe.model, model, source.num_heads))
+        wanted = {"num_kv_heads": source.num_heads}
+        _stage(model, {"model": recipe.model}, wanted, lambda: expand_folder(recipe.model, model, source.num_heads))
     masks, sliced = recipe.out / "masks", recipe.out / "sliced"
-    learn = LearnMasksRecipe(model=model, corpus=recipe.corpus, out=masks, **vars(recipe.learn_masks))
-    _stage(masks, learn, lambda: learn_masks(learn))
+    texts: dict[str, Any] = {"model": model, "corpus": recipe.corpus}
+    learn = LearnMasksRecipe(out=masks, **texts, **vars(recipe.learn_masks))
+    _stage(masks, texts, learn, lambda: learn_masks(learn))
     cut: dict[str, Any] = {"force": recipe.force, "gates": recipe.gates}
-    _stage(sliced, cut, lambda: slice_folder(masks, load_masks(masks, **cut), sliced, cut))
-    again = RecoverRecipe(
-        model=sliced, corpus=recipe.recover_corpus or recipe.corpus, out=recipe.backbone, **vars(recipe.recover)
-    )
-    _stage(recipe.backbone, again, lambda: recover(again))
+    _stage(sliced, {"model": masks}, cut, lambda: slice_folder(masks, load_masks(masks, **cut), sliced, cut))
+    texts = {"model": sliced, "corpus": recipe.recover_corpus or recipe.corpus}
+    if recipe.recover.teacher is not None:
+        texts["teacher"] = recipe.recover.teacher
+    again = RecoverRecipe(out=recipe.backbone, **(vars(recipe.recover) | texts))
+    _stage(recipe.backbone, texts, again, lambda: recover(again))
     return BackboneShape.of(read_config(recipe.backbone))
 
 
-def _stage(out: Path, settings: object, make: Callable[[], object]) -> None:
+def _stage(out: Path, inputs: Mapping[str, Path], recipe: object, make: Callable[[], object]) -> None:
     record = read_provenance(out)
     if record is None:
         print(f"{out.name}: starts", file=sys.stderr)  # noqa: T201
         make()
         return
-    wanted = plain_settings(settings)
-    made = record["recipe"]
-    changed = [name for name in wanted if name not in FREE_SETTINGS and made.get(name, wanted[name]) != wanted[name]]
-    if changed:
-        was = ", ".join(f"{name}={made[name]}" for name in changed)
+    both = inputs.keys() & record["inputs"].keys()
+    settings = {name: value for name, value in plain_settings(recipe).items() if name not in both}
+    was = changed_settings(record["recipe"], settings)
+    if was:
         raise TrainingError(f"{out} was made with other settings ({was}); remove it, or choose another out.")
+    for role in sorted(both):  # by content: another folder may have the same name, and the same folder may have moved
+        if sha256_of_folder(inputs[role]) != record["inputs"][role]["sha256"]:
+            raise TrainingError(
+                f"{out} was made from another {role} than {inputs[role]}; remove it, or choose another out."
+            )
     print(f"{out.name}: done before", file=sys.stderr)  # noqa: T201

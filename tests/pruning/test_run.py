@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from drama_models.errors import TrainingError
 from drama_models.provenance import chain, read_provenance
 from drama_models.recipe import load_recipe, run_command
 from pruning.__main__ import COMMANDS
@@ -23,6 +25,8 @@ FEW: dict[str, Any] = {
     "steps": 2, "warmup_steps": 0, "batch_size": 2, "sequence_length": 32, "held_out_sequences": 2,
     "precision": "fp32", "trainer": {"use_cpu": True},
 }  # fmt: skip
+
+RUN = ["{recipe}", "--model={model}", "--corpus={corpus}", "--out={out}"]
 
 
 def write_recipe(path: Path, **changes: Any) -> Path:
@@ -68,21 +72,48 @@ def test_a_multi_head_source_is_not_expanded(corpus_folder: Path, tmp_path: Path
     assert not (tmp_path / "run" / "expanded").exists()
 
 
+def test_a_stage_is_known_by_the_content_of_what_it_read(
+    llama_folder: Path, corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = write_recipe(tmp_path / "run.yaml", expand_kv_heads=False), tmp_path / "run"
+    moved, other = (Path(shutil.copytree(corpus_folder, tmp_path / name / corpus_folder.name)) for name in "ab")
+    run(load_recipe(RunRecipe, path, model=llama_folder, corpus=corpus_folder, out=out))
+    capsys.readouterr()
+    run(load_recipe(RunRecipe, path, model=llama_folder, corpus=moved, out=out))
+    assert capsys.readouterr().err.count("done before") == 3
+    tokens = next(other.glob("long/train*"))
+    tokens.write_bytes(tokens.read_bytes()[::-1])
+    with pytest.raises(TrainingError, match=rf"masks was made from another corpus than {other}; remove it"):
+        run(load_recipe(RunRecipe, path, model=llama_folder, corpus=other, out=out))
+    with pytest.raises(TrainingError, match="backbone was made from another corpus"):
+        run(load_recipe(RunRecipe, path, model=llama_folder, corpus=moved, recover_corpus=other, out=out))
+    with pytest.raises(TrainingError, match=r"backbone was made with other settings \(teacher=None\)"):
+        run(
+            load_recipe(RunRecipe, path, model=llama_folder, corpus=moved, out=out, **{"recover.teacher": llama_folder})
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "words", "message"),
     [
         (
             {"learn_masks": {"stepz": 3}},
-            [],
-            "line 4: RunRecipe has no field 'learn_masks.stepz'; did you mean 'steps'?",
+            ["run", *RUN],
+            "line 4: RunRecipe has no field 'learn_masks.stepz'; did",
         ),
         (
             {"learn_masks": {"target": {"num_layers": 9}}},
-            [],
-            "num_layers=9 cannot be cut from a source with num_layers=3",
+            ["run", *RUN],
+            "num_layers=9 cannot be cut from a source",
         ),
-        ({}, ["--corpus=nowhere"], "nowhere is not a tokenised corpus"),
-        ({}, ["--model=nowhere"], "nowhere has no config.json; pass the folder of a Llama-shaped model"),
+        ({}, ["run", *RUN, "--corpus=nowhere"], "nowhere is not a tokenised corpus"),
+        ({}, ["run", *RUN, "--model=nowhere"], "nowhere has no config.json; pass the folder of a Llama-shaped model"),
+        ({}, ["run", "drama-huge"], "no preset and no recipe file called 'drama-huge'"),
+        ({}, ["slice", "--model={model}", "--out={out}"], "has no masks.json; pass a folder made by"),
+        ({}, ["recover", "--model=nowhere", "--corpus={corpus}", "--out={out}"], "nowhere has no tokenizer.json"),
+        ({}, ["tokenise", "--text={out}", "--model=nowhere", "--out={out}"], "nowhere has no config.json"),
+        ({}, ["expand-kv-heads", "--model={model}", "--out={out}", "--num_kv_heads=4"], "choose one of [3, 6]"),
+        ({}, ["learn-masks", "--model={other}", "--corpus={corpus}", "--out={out}"], "of type 'qwen2'; only models"),
     ],
 )
 def test_mistakes_are_answered(
@@ -95,10 +126,12 @@ def test_mistakes_are_answered(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = write_recipe(tmp_path / "run.yaml", **({"expand_kv_heads": False} | changes))
-    folders = [f"--model={llama_folder}", f"--corpus={corpus_folder}", f"--out={tmp_path / 'run'}"]
-    assert run_command("pruning", COMMANDS, ["run", str(recipe), *folders, *words]) == 2
+    Qwen2Config().save_pretrained(tmp_path / "other")
+    places = {"model": llama_folder, "corpus": corpus_folder, "other": tmp_path / "other", "recipe": recipe}
+    call = [word.format(out=tmp_path / "out", **places) for word in words]
+    assert run_command("pruning", COMMANDS, call) == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "run.yaml"]
 
 
 @pytest.mark.slow
@@ -122,33 +155,3 @@ def test_a_disk_that_fills_up_loses_nothing(llama_folder: Path, corpus_folder: P
     assert command("recover", recipe).returncode == 0
     assert AutoModelForCausalLM.from_pretrained(out).config.hidden_size == 48
     assert not checkpoint_folder(out).exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["slice", "--model={model}", "--out={out}"], "has no masks.json; pass a folder made by"),
-        (["recover", "--model=nowhere", "--corpus={corpus}", "--out={out}"], "nowhere has no tokenizer.json"),
-        (["tokenise", "--text={out}", "--model=nowhere", "--out={out}"], "nowhere has no config.json"),
-        (["expand-kv-heads", "--model={model}", "--out={out}", "--num_kv_heads=4"], "choose one of [3, 6]"),
-        (
-            ["learn-masks", "--model={other}", "--corpus={corpus}", "--out={out}"],
-            "of type 'qwen2'; only models",
-        ),
-        (["run", "drama-huge"], "no preset and no recipe file called 'drama-huge'"),
-    ],
-)
-def test_stages_answer_mistakes(
-    words: list[str],
-    message: str,
-    llama_folder: Path,
-    corpus_folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    other = tmp_path / "other"
-    Qwen2Config().save_pretrained(other)
-    folders = {"model": llama_folder, "corpus": corpus_folder, "other": other, "out": tmp_path / "out"}
-    assert run_command("pruning", COMMANDS, [word.format(**folders) for word in words]) == 2
-    assert message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["other"]
