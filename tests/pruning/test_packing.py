@@ -14,7 +14,7 @@ from pruning.held_out import held_out_figures
 from pruning.masked_model import MaskedCausalLM
 from pruning.masks import Masks
 from pruning.mixture import MixedSequences
-from pruning.packing import IGNORED, packed
+from pruning.packing import IGNORED, packed, share_of_step
 from pruning.shape import BackboneShape
 
 BOS = 0
@@ -32,6 +32,13 @@ def test_documents_kept_apart_have_their_own_positions_and_labels() -> None:
     row = packed(ROW, BOS)
     assert row["position_ids"].tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2]
     assert row["labels"].tolist() == [IGNORED, 42, 1, IGNORED, 50, 51, 52, 1, IGNORED, 60, 1, IGNORED, 61, 62]
+
+
+def test_parts_of_a_step_share_it_by_their_predicted_tokens() -> None:
+    labels = packed(ROW, BOS)["labels"].expand(2, -1)  # in each row 2, 4, 2 and 2 tokens are predicted: ten
+    assert float(share_of_step(labels, 80)) == 0.25
+    assert float(share_of_step(labels[:1, :8], 80)) == pytest.approx(6 / 80)
+    assert share_of_step(labels, None) == 1.0
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

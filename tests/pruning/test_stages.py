@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from drama_models.errors import CorpusError, ShapeError, TrainingError
 from drama_models.provenance import chain, read_provenance
 from pruning.checkpoints import last_checkpoint, writing_folder
 from pruning.corpus import Corpus, tokenise
 from pruning.held_out import held_out_figures
-from pruning.learn_masks import LearnMasksRecipe, learn_masks, load_masks
+from pruning.learn_masks import LearnMasksRecipe, MaskTrainer, learn_masks, load_masks, mask_optimizer
+from pruning.masked_model import MaskedCausalLM
+from pruning.masks import Masks
 from pruning.recover import RecoverRecipe, read_log, recover
-from pruning.shape import TargetShape
+from pruning.shape import BackboneShape, TargetShape
 from pruning.slicing import slice_folder
 from tests.conftest import TEXTS
 
@@ -56,6 +58,42 @@ def test_masks_reach_the_target_and_the_slice_has_exactly_that_shape(masks_folde
     log = [json.loads(line) for line in (masks_folder / "training_log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 200
     assert log[0]["hidden"] > log[-1]["hidden"]
+
+
+def test_gates_are_in_their_range_after_every_step(llama_folder: Path, corpus_folder: Path, tmp_path: Path) -> None:
+    recipe = LearnMasksRecipe(
+        model=llama_folder, corpus=corpus_folder, out=tmp_path / "masks", target=TARGET, steps=4, warmup_steps=0,
+        mask_learning_rate=20.0, **SMALL,
+    )  # fmt: skip
+    stock: Any = AutoModelForCausalLM.from_pretrained(llama_folder)
+    source = BackboneShape.of(stock.config)
+    model = MaskedCausalLM(stock, Masks(source, source.cut_to(TARGET)), 0)
+    largest: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            largest.append(max(float(value.detach().abs().max()) for value in model.masks.log_alpha.values()))
+
+    trainer = MaskTrainer(recipe, model, Corpus.open(corpus_folder))
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert largest == pytest.approx([4.60517] * 4)
+
+
+def test_linear_multipliers_can_climb_slower(llama_folder: Path) -> None:
+    """Adam's first step is its rate, whatever the gradient."""
+    stock: Any = AutoModelForCausalLM.from_pretrained(llama_folder)
+    source = BackboneShape.of(stock.config)
+    folders = {"model": llama_folder, "corpus": llama_folder, "out": llama_folder}
+    for factor in (1.0, 0.1):
+        model = MaskedCausalLM(stock, Masks(source, source.cut_to(TARGET)), 0)
+        recipe = LearnMasksRecipe(**folders, multiplier_learning_rate=0.5, linear_multiplier_factor=factor)
+        optimizer = mask_optimizer(model, recipe)
+        model.lagrangian.penalty(model.masks.scores(), 0).backward()
+        optimizer.step()
+        for name in model.masks.log_alpha:
+            assert model.lagrangian.lambda_1[name].item() == pytest.approx(-0.5 * factor, rel=1e-4)  # below its target
+            assert model.lagrangian.lambda_2[name].item() == pytest.approx(0.5, rel=1e-4)
 
 
 def test_masks_that_have_not_converged_are_not_cut(llama_folder: Path, corpus_folder: Path, tmp_path: Path) -> None:
