@@ -44,7 +44,7 @@ from pruning.shape import BackboneShape
 from pruning.slicing import slice_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from torch import Tensor
 
@@ -228,10 +228,14 @@ def complete(record: dict[str, Any], options: argparse.Namespace) -> None:
         if str(budget) not in runs.setdefault(method, {}).setdefault(str(seed), {})
     ]
     starts = dict.fromkeys((method, seed) for method, seed, _ in missing)
+    stages: list[tuple[Callable[..., dict[str, Any]], Collection[tuple[Any, ...]]]] = [
+        (make_start, starts),
+        (recover_start, missing),
+    ]
     context = multiprocessing.get_context("spawn")
     with TemporaryDirectory() as folder, ProcessPoolExecutor(options.processes, context) as pool:
         work = Path(folder)
-        for make, tasks in ((make_start, list(starts)), (recover_start, missing)):
+        for make, tasks in stages:
             running = {pool.submit(make, *task, work): task for task in tasks}
             for future in as_completed(running):
                 method, seed = running[future][:2]
