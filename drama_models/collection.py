@@ -70,6 +70,10 @@ class Collection:
                 raise CollectionError(f"{self.corpus_file}, line {line}: `title` and `text` must be strings.")
             yield Document(record["_id"], title, text)
 
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The lines of the corpus as they are, with keys of their own; errors as of `documents`, but for the texts."""
+        return (record for _, record in self._records(self._corpus_file))
+
     def count(self) -> int:
         """Number of lines of the corpus: the number of documents, once `documents` has found no fault."""
         with _open_text(self.corpus_file) as file:

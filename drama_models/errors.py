@@ -12,6 +12,7 @@
     ├── RecipeError (ValueError)                a recipe has an unknown or wrong field
     ├── CorpusError (ValueError)                a text corpus is empty or does not fit the model
     ├── ShapeError (ValueError)                 a pruning target that the source model cannot be cut to
+    ├── EndpointError (RuntimeError)            a large model's endpoint is down, refuses, or answers nonsense
     └── TrainingError (RuntimeError)            a run had to stop (non-finite loss, masks not converged)
 
 The command line prints the message of a `DramaError` and exits with code 2; anything else is a bug and keeps its
@@ -70,6 +71,10 @@ class CorpusError(DramaError, ValueError):
 
 class ShapeError(DramaError, ValueError):
     """A pruning target that the source model cannot be cut to."""
+
+
+class EndpointError(DramaError, RuntimeError):
+    """A large model's endpoint is down, refuses the key, or answers nonsense; the message says what is kept."""
 
 
 class TrainingError(DramaError, RuntimeError):

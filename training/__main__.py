@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from drama_models.recipe import parse_recipe, run_command
+from training.augment.commands import COMMANDS as AUGMENT_COMMANDS
 
 DRY_RUN = "--dry-run"
 
@@ -24,7 +25,10 @@ def _train(arguments: list[str]) -> str:
     return f"{made}; next: python -m export release --retriever {recipe.out} --out RELEASE"
 
 
-COMMANDS = {"train": (_train, f"train a retriever from a backbone; {DRY_RUN} only says what it would be")}
+COMMANDS = {
+    "train": (_train, f"train a retriever from a backbone; {DRY_RUN} only says what it would be"),
+    **AUGMENT_COMMANDS,
+}
 
 
 if __name__ == "__main__":

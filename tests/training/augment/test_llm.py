@@ -1,0 +1,165 @@
+"""The client against a real endpoint on loopback, with every fault that endpoints are known for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drama_models.errors import EndpointError
+from tests.training.augment.chat_server import KEY, Fault, serving
+from training.augment.llm import AnswerCache, ChatClient, ChatRequest, Endpoint, Sampling
+
+FAST: dict[str, Any] = {"model": "tiny", "first_wait_s": 0.01, "timeout_s": 0.5, "key_variable": "TEST_LLM_KEY"}
+
+
+def requests(count: int) -> list[tuple[int, ChatRequest]]:
+    return [(number, ChatRequest((("user", f"question {number}"),), Sampling())) for number in range(count)]
+
+
+def test_answers_come_in_order_many_at_once_and_no_more_than_allowed(tmp_path: Path) -> None:
+    def slow(messages: list[dict[str, str]]) -> str:
+        time.sleep(0.02 if messages[-1]["content"].endswith("0") else 0.005)
+        return f"{messages[-1]['content']}!"
+
+    with serving(slow) as server:
+        client = ChatClient(Endpoint(url=server.url, concurrency=4, **FAST), tmp_path / "answers")
+        answers = [(item, answer.text if answer else None) for item, answer in client.ask(iter(requests(30)))]
+    assert answers == [(number, f"question {number}!") for number in range(30)]
+    assert 2 <= server.most_under_way <= 4
+    assert server.bodies[0]["temperature"] == 0.8
+    assert server.bodies[0]["seed"] == 42
+    assert (client.usage.answers, client.usage.prompt_tokens, client.usage.answer_tokens) == (30, 300, 150)
+
+
+def test_nothing_is_asked_twice(tmp_path: Path) -> None:
+    with serving() as server:
+        endpoint = Endpoint(url=server.url, usd_per_million_prompt_tokens=1e5, **FAST)
+        first = ChatClient(endpoint, tmp_path / "answers")
+        both = [*requests(5), *requests(5)]
+        texts = [answer for _, answer in first.ask(both)]
+        second = ChatClient(endpoint, tmp_path / "answers")
+        assert [answer for _, answer in second.ask(both)] == texts
+    assert len(server.bodies) == 5
+    assert first.usage == second.usage
+    assert first.usage.usd == pytest.approx(10.0)
+    assert (first.this_run.usd, second.this_run.usd) == (pytest.approx(5.0), 0)
+    hotter = ChatRequest((("user", "question 0"),), Sampling(temperature=1.5))
+    assert hotter.key("tiny") != requests(1)[0][1].key("tiny") != requests(1)[0][1].key("large")
+
+
+@pytest.mark.parametrize("fault", [429, 500, 503, "hang", "cut", "garbage", "empty choice", "no choice"])
+def test_what_passes_is_asked_again(tmp_path: Path, fault: Fault) -> None:
+    with serving(faults=lambda number, _: fault if number in (0, 2) else None) as server:
+        client = ChatClient(Endpoint(url=server.url, concurrency=1, **FAST), tmp_path / "answers")
+        answers = [answer.text if answer else None for _, answer in client.ask(requests(3))]
+    assert answers == [f"answer to question {number}" for number in range(3)]
+    assert client.this_run.retried == 2
+    assert len(server.bodies) == 5
+
+
+def test_a_request_that_keeps_failing_is_set_aside_and_asked_again_by_the_next_run(tmp_path: Path) -> None:
+    def poisoned(number: int, body: dict[str, Any]) -> Fault:
+        return {"question 1": 400, "question 3": "empty choice"}.get(body["messages"][-1]["content"])
+
+    with serving(faults=poisoned) as server:
+        endpoint = Endpoint(url=server.url, attempts=3, **FAST)
+        client = ChatClient(endpoint, tmp_path / "answers")
+        answers = [answer is not None for _, answer in client.ask(requests(5))]
+        asked = [body["messages"][-1]["content"] for body in server.bodies]
+        assert answers == [True, False, True, False, True]
+        assert (asked.count("question 1"), asked.count("question 3")) == (1, 3)  # a refusal does not pass
+        assert client.usage.failed == 2
+        assert client.this_run.reasons["400: context too long"] == 1
+        server.faults = lambda *_: None
+        again = ChatClient(endpoint, tmp_path / "answers")
+        assert all(answer is not None for _, answer in again.ask(requests(5)))
+        assert again.this_run.cached == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            "key",
+            r"refused the key in \$TEST_LLM_KEY \(401: Incorrect API key provided: Bearer \[key\]\); set it to a valid",
+        ),
+        ("page", r"answered with a web page, not JSON; check the address, which usually ends in /v1"),
+        (404, r"has no chat completions of model 'tiny' \(404: context too long\); check the address"),
+        (500, r"10 requests in a row to .* failed, the last with: status 500; look at the server's log"),
+    ],
+)
+def test_an_endpoint_that_will_not_answer_ends_the_run_and_keeps_what_it_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, message: str
+) -> None:
+    monkeypatch.setenv("TEST_LLM_KEY", KEY)
+    with serving(faults=lambda number, _: fault if number >= 4 else None) as server:
+        client = ChatClient(Endpoint(url=server.url, concurrency=2, attempts=2, **FAST), tmp_path / "answers")
+        with pytest.raises(EndpointError, match=message) as caught:
+            list(client.ask(requests(40)))
+        assert "4 answers are kept" in str(caught.value)
+        assert "the same command goes on from there" in str(caught.value)
+        server.faults = lambda *_: None
+        again = ChatClient(Endpoint(url=server.url, **FAST), tmp_path / "answers")
+        assert len(list(again.ask(requests(40)))) == 40
+        assert again.this_run.cached == 4
+    for path in tmp_path.iterdir():
+        assert KEY.encode() not in path.read_bytes()
+
+
+def test_a_server_that_is_down_is_named(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    client = ChatClient(Endpoint(url=url, attempts=2, **FAST), tmp_path / "answers")
+    with pytest.raises(
+        EndpointError, match=r"There is no answer from http://127\.0\.0\.1.*; start the server\. 0 answers"
+    ):
+        list(client.ask(requests(3)))
+
+
+def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    for url, message in [
+        ("localhost:8000", "must be an address such as http://localhost:8000/v1"),
+        ("http://user:secret@host/v1", "must not hold a key; set the environment variable OPENAI_API_KEY"),
+    ]:
+        with pytest.raises(ValueError, match=message) as caught:
+            Endpoint(url=url, model="m")
+        assert "secret" not in str(caught.value)
+    with pytest.raises(ValueError, match="must be positive; the defaults are"):
+        Endpoint(url="http://h/v1", model="m", concurrency=0)
+    (tmp_path / "notes").write_text("not a database, but long enough to be one. " * 50, encoding="utf-8")
+    with pytest.raises(EndpointError, match="is no cache of answers; remove it"):
+        AnswerCache(tmp_path / "notes")
+
+
+def test_a_killed_run_repeats_no_answer_it_has_got(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tests.training.augment.test_llm import *\n"
+        "client = ChatClient(Endpoint(url=sys.argv[1], concurrency=2, **FAST), Path(sys.argv[2]))\n"
+        "list(client.ask(requests(60)))"
+    )
+
+    def slow(messages: list[dict[str, str]]) -> str:
+        time.sleep(0.03)
+        return "yes"
+
+    with serving(slow) as server:
+        command = [sys.executable, "-c", program, server.url, str(tmp_path / "answers")]
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+        while len(server.bodies) < 12:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        client = ChatClient(Endpoint(url=server.url, **FAST), tmp_path / "answers")
+        assert all(answer is not None for _, answer in client.ask(requests(60)))
+    assert client.this_run.cached >= 8
+    assert len(server.bodies) <= 60 + 4  # at most those that were under way

@@ -1,0 +1,70 @@
+"""The commands of this folder, for `python -m training`: each reads a recipe and calls one function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from drama_models.errors import RecipeError
+from drama_models.recipe import parse_recipe
+
+PROGRAM = "python -m training"
+
+
+def _chunk(arguments: list[str]) -> str:
+    from training.augment.chunk import ChunkRecipe, chunk
+    from training.augment.read_documents import SkippedFiles
+
+    recipe = parse_recipe(ChunkRecipe, arguments, command=f"{PROGRAM} chunk")
+    figures = chunk(recipe)["figures"]
+    made = f"made {recipe.out}: {figures['passages']:,} passages of {figures['documents']:,} documents"
+    skipped = SkippedFiles(figures["skipped"])
+    return f"{made}, {skipped}; next: {PROGRAM} deduplicate --collection {recipe.out} --out UNIQUE"
+
+
+def _deduplicate(arguments: list[str]) -> str:
+    from training.augment.deduplicate import DeduplicateRecipe, deduplicate
+
+    recipe = parse_recipe(DeduplicateRecipe, arguments, command=f"{PROGRAM} deduplicate")
+    figures = deduplicate(recipe)["figures"]
+    made = f"made {recipe.out}: {figures['kept']:,} passages, {figures['removed']:,} removed"
+    return f"{made}; next: {PROGRAM} crop --collection {recipe.out} --out CROPS.jsonl"
+
+
+def _crop(arguments: list[str]) -> str:
+    from training.augment.crop import CropRecipe, crop
+
+    recipe = parse_recipe(CropRecipe, arguments, command=f"{PROGRAM} crop")
+    made = f"made {recipe.out}: {crop(recipe):,} queries"
+    return f"{made}; next: {PROGRAM} mine --collection {recipe.collection} --examples {recipe.out} --out RUN"
+
+
+def _generate(arguments: list[str]) -> str:
+    from training.augment.generate import GenerateRecipe, generate
+
+    recipe = parse_recipe(GenerateRecipe, arguments, command=f"{PROGRAM} generate")
+    figures = generate(recipe)["figures"]
+    kept, rejected = sum(figures["kept"].values()), sum(figures["rejected"].values())
+    made = f"made {recipe.out}: {kept:,} queries, {rejected:,} answers kept aside in rejected.jsonl"
+    examples = recipe.out / "examples.jsonl"
+    return f"{made}; next: {PROGRAM} mine --collection {recipe.collection} --examples {examples} --out RUN"
+
+
+def _augment(arguments: list[str]) -> str:
+    from training.augment.templates import show_prompts
+
+    if arguments[:1] != ["--show-prompts"] or len(arguments) > 2:
+        commands = ", ".join(COMMANDS)
+        raise RecipeError(
+            f"Use `{PROGRAM} augment --show-prompts [PROMPTS_FOLDER]` to read the prompts; to make data, use one of "
+            f"{commands}."
+        )
+    return show_prompts(Path(arguments[1]) if arguments[1:] else None)
+
+
+COMMANDS = {
+    "chunk": (_chunk, "documents to a collection of passages"),
+    "deduplicate": (_deduplicate, "take passages away that others contain"),
+    "crop": (_crop, "sentences of passages as queries"),
+    "generate": (_generate, "queries for passages, by a large model"),
+    "augment": (_augment, "--show-prompts: what a large model is asked"),
+}
