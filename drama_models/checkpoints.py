@@ -1,6 +1,7 @@
-"""Checkpoints of a long run: complete or absent, the last two and the best kept, continued with the same settings only.
+"""Checkpoints of a training run: complete or absent, the last two and the best kept, continued as they began.
 
-They live in a hidden sibling of the folder that the run is to make, until that folder is made.
+They live in a hidden sibling of the folder that the run is to make, until that folder is made. A run whose settings
+have changed does not go on with them.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Collection:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The lines of the corpus as they are, with keys of their own; errors as of `documents`, but for the texts."""
-        return (record for _, record in self._records(self._corpus_file))
+        return (record for _, record in self._records(self.corpus_file))
 
     def count(self) -> int:
         """Number of lines of the corpus: the number of documents, once `documents` has found no fault."""

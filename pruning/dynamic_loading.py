@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from pruning.checkpoints import checkpoint_folder
+from drama_models.checkpoints import checkpoint_folder
 from pruning.held_out import held_out_figures
 from pruning.proportions import updated_proportions
 

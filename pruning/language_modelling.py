@@ -16,11 +16,11 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from drama_models import checkpoints
 from drama_models.errors import TrainingError
 from drama_models.folders import atomic_file
 from drama_models.hardware import Precision, train_in_bf16
 from drama_models.progress import ProgressLog
-from pruning import checkpoints
 from pruning.distributed import world_size
 from pruning.dynamic_loading import DynamicLoading
 from pruning.held_out import held_out_figures

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from drama_models.checkpoints import LOG, keep_log, remove_checkpoints
 from drama_models.errors import ModelFolderError, TrainingError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import read_provenance, write_provenance
-from pruning.checkpoints import LOG, keep_log, remove_checkpoints
 from pruning.corpus import Corpus
 from pruning.distributed import whole_model
 from pruning.held_out import held_out_figures

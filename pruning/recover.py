@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from drama_models.checkpoints import LOG, keep_log, remove_checkpoints
 from drama_models.errors import ModelFolderError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import read_provenance, write_provenance
-from pruning.checkpoints import LOG, keep_log, remove_checkpoints
 from pruning.corpus import Corpus
 from pruning.distillation import distillation_loss
 from pruning.distributed import whole_model

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drama_models.checkpoints import changed_settings
 from drama_models.errors import TrainingError
 from drama_models.folders import sha256_of_folder
 from drama_models.provenance import plain_settings, read_provenance
-from pruning.checkpoints import changed_settings
 from pruning.distributed import world_size
 from pruning.kv_heads import expand_folder
 from pruning.language_modelling import StageFolders

@@ -60,8 +60,8 @@ class Forecast:
             f"steps: {self.steps:,}, {self.epochs:.3g} epochs, of {self.texts_per_step:,.0f} texts and "
             f"{self.tokens_per_step:,.0f} tokens on a device: {self.tokens_per_step * self.steps:,.0f} tokens",
             f"parameters: {self.parameters:,}, of which {self.trained_parameters:,} are trained",
-            f"memory, roughly: {self.weights_gib:.2f} GiB for weights and optimiser, {self.activations_gib:.2f} GiB for "
-            "the tokens encoded at a time (chunk_tokens and gradient_checkpointing lower it)",
+            f"memory, roughly: {self.weights_gib:.2f} GiB for weights and optimiser, {self.activations_gib:.2f} GiB "
+            "for the tokens encoded at a time (chunk_tokens and gradient_checkpointing lower it)",
         ]
         return "\n".join(rows)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from training.cached_gradients import cached_embeddings
+from training.cross_device import gather_batch
 from training.encoders import embed
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class StepLoss(nn.Module):
             ]
             query, document = cached_embeddings(encode, queries, documents, model=self.model)
         labels: Labels = inputs["facts"].to(query.device)
+        if self.joins_devices:
+            query, document, labels = gather_batch(query, document, labels)
         return self.objective(query, document, labels)
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from transformers import AutoModelForCausalLM
 
+from drama_models.checkpoints import last_checkpoint
 from drama_models.errors import CorpusError
-from pruning.checkpoints import last_checkpoint
 from pruning.corpus import Corpus
 from pruning.language_modelling import LanguageModelTrainer
 from pruning.mixture import MixedSequences

@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pruning.checkpoints import checkpoint_folder, log_file
+from drama_models.checkpoints import checkpoint_folder, log_file
 
 SHARED: dict[str, Any] = {
     "steps": 10, "warmup_steps": 2, "sequence_length": 32, "batch_size": 2, "learning_rate": 1e-3, "log_every": 3,

@@ -13,11 +13,11 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from drama_models.checkpoints import checkpoint_folder, checkpoints
 from drama_models.errors import TrainingError
 from drama_models.provenance import chain, read_provenance
 from drama_models.recipe import load_recipe, run_command
 from pruning.__main__ import COMMANDS
-from pruning.checkpoints import checkpoint_folder, checkpoints
 from pruning.run import RunRecipe, run
 from tests.conftest import make_llama
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from drama_models.checkpoints import last_checkpoint, writing_folder
 from drama_models.errors import CorpusError, ShapeError, TrainingError
 from drama_models.provenance import chain, read_provenance
-from pruning.checkpoints import last_checkpoint, writing_folder
 from pruning.corpus import Corpus, tokenise
 from pruning.held_out import held_out_figures
 from pruning.learn_masks import LearnMasksRecipe, MaskTrainer, learn_masks, load_masks, mask_optimizer
