@@ -16,6 +16,7 @@ from training.objectives import (
     Labels,
     Listwise,
     Matryoshka,
+    Multilayer,
     OrderedDistillation,
     RerankerDistillation,
     Specialisation,
@@ -110,6 +111,16 @@ def specialization_losses(case: Case, data: Case, tolerance: Tolerance) -> None:
     _compare(tolerance, loss, case["total_loss"], (query, case["grad_queries"]), (document, case["grad_passages"]))
 
 
+def multilayer_loss(case: Case, data: Case, tolerance: Tolerance) -> None:
+    flat, outside = _vectors(case["layer_scores"]), case["teacher_scores"]
+    queries = case["queries"]
+    teacher = None if outside is None else torch.tensor(outside).view(queries, -1).tolist()
+    labels = _grouped(queries, teacher, flat.shape[1] // queries, in_batch_negatives=False)
+    objective = Multilayer(teacher="last layer" if outside is None else "scores")
+    loss = objective(flat.view(len(flat), queries, -1), labels)
+    _compare(tolerance, loss, case["loss"], (flat, case["grad_layer_scores"]))
+
+
 def _vectors(rows: Sequence[Sequence[float]]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float64, requires_grad=True)
 
@@ -158,5 +169,6 @@ KINDS = {
     "dragon_contrastive_loss": contrastive_loss,
     "dragon_gather_loss": gather_loss,
     "icl_losses": icl_losses,
+    "reranker_multilayer_loss": multilayer_loss,
     "specialization_losses": specialization_losses,
 }

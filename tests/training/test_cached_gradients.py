@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from tests.training.batches import B, N, labels, objectives
 from training.cached_gradients import RandomState, cached_embeddings, cached_loss
+from training.objectives import Contrastive, Labels
 
 if TYPE_CHECKING:
     from training.objectives import Objective
@@ -83,6 +87,27 @@ def test_gradients_equal_the_uncached_ones_with_dropout_on(name: str) -> None:
     for found, want in zip(gradients(encode.model), wanted, strict=True):
         torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6 * float(want.abs().max()))
     assert torch.equal(torch.rand(1), after), "the way back must not move the random generator"
+
+
+def test_the_stock_cached_loss_has_the_same_gradients(retriever_folder: Path) -> None:
+    model = SentenceTransformer(str(retriever_folder), device="cpu")
+    columns = [["join tables", "sort rows", "draw points"], ["Put two together.", "Ascending order.", "A line."]]
+    stock = CachedMultipleNegativesRankingLoss(model, scale=20.0, mini_batch_size=2)
+    expected = stock([model.preprocess(column) for column in columns], None)
+    expected.backward()
+    wanted = gradients(model)
+    known = Labels.of(positives=[0, 1, 2], absent=[False] * 3, scores=[[0.0]] * 3)
+    queries, documents = ([column[:2], column[2:]] for column in columns)
+    loss = cached_loss(
+        lambda texts: model(model.preprocess(texts))["sentence_embedding"],
+        queries,
+        documents,
+        lambda query, document: Contrastive(temperature=0.05)(query, document, known),
+    )
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    for found, want in zip(gradients(model), wanted, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5 * float(want.abs().max()))
 
 
 def test_dropout_matters_to_the_test_above() -> None:

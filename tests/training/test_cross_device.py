@@ -36,6 +36,14 @@ def test_two_processes_train_as_one(name: str, apart: Path) -> None:
             torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-12)
 
 
+def test_processes_that_differ_are_all_told_so(apart: Path) -> None:
+    for rank in range(WORLD):
+        told = (apart / f"refused {rank}.txt").read_text(encoding="utf-8")
+        assert told.startswith(
+            "processes differ in in-batch negatives: [1, 0] by rank; train the same model everywhere"
+        )
+
+
 def test_the_factor_is_the_number_of_processes() -> None:
     known = labels()
     parts = [[x.requires_grad_() for x in embeddings(seed)] for seed in range(3)]

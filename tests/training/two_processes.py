@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from drama_models.errors import TrainingError
 from tests.training.batches import labels, objectives
 from training.cached_gradients import cached_embeddings
 from training.cross_device import Batch, gather_batch, join_batches, widen
@@ -136,4 +137,9 @@ def process(rank: int, folder: str) -> None:
                 loss = objectives()[case.objective](*gather_batch(*embeddings(model, case, rank)))
                 loss.backward()
         save_file(found(model, loss), Path(folder) / f"{name} {rank}.safetensors")
+    differing = labels(in_batch_negatives=rank == 0)
+    try:
+        gather_batch(torch.zeros(4, DIM), torch.zeros(12, DIM), differing)
+    except TrainingError as error:
+        (Path(folder) / f"refused {rank}.txt").write_text(str(error), encoding="utf-8")
     dist.destroy_process_group()

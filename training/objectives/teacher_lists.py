@@ -44,12 +44,12 @@ def taught(labels: Labels, unscored: Unscored) -> tuple[Tensor, Tensor]:
         TrainingError: refused queries, or lists of one document.
     """
     B, N = labels.scores.shape
-    if N < 2:
+    scored = labels.scored
+    if N < 2 and (unscored == "refuse" or scored.any()):
         raise TrainingError(
             f"each query came with {N} document, and a list of one teaches nothing; "
             "give each query at least one negative, or leave the listwise objective out."
         )
-    scored = labels.scored
     enough = scored.sum(1) >= 2
     if unscored == "refuse":
         whole = (scored | labels.absent.view(B, N)).all(1) & enough

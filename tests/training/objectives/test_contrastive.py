@@ -71,6 +71,16 @@ def test_false_negatives_leave_wherever_they_stand() -> None:
     assert objective(query, document, known).item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("kept_in", [torch.float32, torch.float64])
+def test_exactly_the_share_stays_a_negative_in_any_precision(kept_in: torch.dtype) -> None:
+    best = torch.arange(1, 101, dtype=torch.float64) / 100
+    scores = torch.stack([best, best * 6 / 10, best * 6 / 10 + 1e-4], 1).to(kept_in)
+    found = FalseNegatives(share=0.6).mask(
+        Labels(positive=torch.arange(100) * 3, absent=torch.zeros(300, dtype=torch.bool), scores=scores)
+    )
+    assert found.nonzero().tolist() == [[number, 3 * number + 2] for number in range(100)]
+
+
 def test_a_margin_judges_scores_below_zero() -> None:
     known = dataclasses.replace(
         labels(), scores=torch.tensor([[-1.0, -2.5, -1.5], [3.0, 2.0, 1.0], [0.0, 0.5, -9.0], [-4.0, -4.0, -6.0]])

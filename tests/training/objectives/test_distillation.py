@@ -18,6 +18,7 @@ from training.objectives import (
     FalseNegatives,
     Labels,
     Listwise,
+    Multilayer,
     OrderedDistillation,
     RerankerDistillation,
     Specialisation,
@@ -145,6 +146,8 @@ def test_a_list_of_one_document_is_refused() -> None:
     for objective in (Listwise(), Listwise(unscored="skip"), RerankerDistillation(), Specialisation()):
         with pytest.raises(TrainingError, match="a list of one teaches nothing"):
             objective(query[:2], document[:2], alone)
+    unscored = Labels.of(positives=[0, 1], absent=[False] * 2, scores=[[math.nan]] * 2)
+    assert RerankerDistillation()(query[:2], document[:2], unscored).item() == 0
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
@@ -209,3 +212,43 @@ def test_settings_without_sense_are_refused_with_the_fix() -> None:
         ScoreRange.of([2.0, 2.0])
     with pytest.raises(ValueError, match="need finite teacher scores"):
         ScoreRange.of([2.0, math.nan])
+
+
+def test_a_rerankers_layers_are_taught_by_its_last_or_by_a_teacher() -> None:
+    known = labels(absent=(2,))
+    scores = torch.randn(3, B, N, dtype=torch.float64, requires_grad=True)
+    counted = [[column for column in range(N) if number * N + column != 2] for number in range(B)]
+
+    def chances(table: torch.Tensor, number: int) -> list[float]:
+        return plain.softmax([float(table[number, column]) for column in counted[number]])
+
+    layers = list(scores.detach())
+    places = [counted[number].index(column) for number, column in enumerate(known.positive_column.tolist())]
+    contrast = -sum(math.log(chances(layer, number)[places[number]]) for layer in layers for number in range(B)) / B
+    for teacher, table, taught in (("last layer", layers[-1], layers[:-1]), ("scores", known.scores, layers)):
+        distilled = -sum(
+            t * math.log(s)
+            for layer in taught
+            for number in range(B)
+            for t, s in zip(chances(table, number), chances(layer, number), strict=True)
+        )
+        found = Multilayer(teacher=teacher)(scores, known)  # type: ignore[arg-type]
+        assert found.item() == pytest.approx(contrast + distilled / B)
+    found.backward()
+    assert scores.grad is not None
+    assert scores.grad[:, 0, 2].abs().max() == 0
+    with pytest.raises(TrainingError, match=r"one \(queries, documents\) table for each layer"):
+        Multilayer()(scores[0], known)
+    with pytest.raises(ValueError, match="use 'last layer', or 'scores'"):
+        Multilayer(teacher="first layer")  # type: ignore[arg-type]
+
+
+def test_a_rerankers_extreme_scores_stay_finite_in_bfloat16() -> None:
+    scores = torch.tensor([[[3e4, -3e4, 0.0]] * B] * 2, dtype=torch.bfloat16, requires_grad=True)
+    known = dataclasses.replace(labels(), positive=torch.arange(B) * N + 1)
+    loss = Multilayer()(scores, known)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(2 * 6e4, rel=0.01)
+    assert scores.grad is not None
+    assert torch.isfinite(scores.grad).all()
