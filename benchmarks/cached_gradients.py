@@ -10,13 +10,12 @@ is the processor's, since machines are shared; of the rounds the fastest counts.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.interleaved import interleave
-from benchmarks.machine import machine_record
+from benchmarks.machine import machine_record, write_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,12 +115,10 @@ def main() -> None:
             for with_cache, without in zip(cached, plain, strict=True)
         ],
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_result(options.out, record)
     for row in rows:
         kind = "cached" if row["cached"] else "un-cached"
         print(f"{row['queries']:5} queries | {kind:9} | {row['peak_beyond_mib']:8} MiB | {row['processor_seconds']} s")  # noqa: T201
-    print(f"made {options.out}")  # noqa: T201
 
 
 if __name__ == "__main__":

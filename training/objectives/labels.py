@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from training.batches import TextBatch
-
 # B = queries, N = documents per query, M = B * N documents of the batch, each query's documents in turn
 
 
@@ -87,17 +85,6 @@ class Labels:
             scores=torch.tensor(scores, dtype=torch.float64),
             identity=identity,
             in_batch_negatives=in_batch_negatives,
-        )
-
-    @classmethod
-    def of_batch(cls, batch: TextBatch) -> Labels:
-        """Labels of a batch of texts, on the CPU; negatives from the batch where its task wants them."""
-        return cls.of(
-            positives=batch.positives,
-            absent=batch.absent,
-            scores=batch.scores,
-            document_ids=batch.document_ids,
-            in_batch_negatives=batch.task.in_batch_negatives,
         )
 
     @property

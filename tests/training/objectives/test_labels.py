@@ -11,8 +11,6 @@ import torch
 
 from drama_models.errors import TrainingError
 from tests.training.batches import labels
-from training.batches import TextBatch
-from training.datasets import Task
 from training.objectives import Labels
 from training.objectives.labels import identity_of
 
@@ -52,26 +50,6 @@ def test_an_id_has_the_same_number_in_every_process() -> None:
     printed = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout
     assert int(printed) == identity_of("document 7")
     assert len({identity_of(f"document {number}") for number in range(1000)}) == 1000
-
-
-def test_a_batch_of_texts_has_its_labels() -> None:
-    task = Task(name="clustering", in_batch_negatives=False)
-    batch = TextBatch(
-        task=task,
-        dataset="topics",
-        query_ids=["q"],
-        queries=["sort rows"],
-        document_ids=["d1", ""],
-        documents=["Bring the rows into order.", ""],
-        positives=[0],
-        absent=[False, True],
-        scores=[[0.5, math.nan]],
-    )
-    found = Labels.of_batch(batch)
-    assert not found.in_batch_negatives
-    assert found.scored.tolist() == [[True, False]]
-    assert found.identity is not None
-    assert found.identity[0] == identity_of("d1")
 
 
 def test_without_ids_no_document_occurs_twice() -> None:
