@@ -4,6 +4,7 @@
     ├── MissingExtraError (ImportError)         an optional package is not installed
     ├── ModelFolderError (ValueError)           a model folder is incomplete, damaged or of the wrong shape
     │   └── AttentionDirectionError             its attention direction cannot be honoured here
+    ├── DeviceError (ValueError)                a device or number format that a runtime cannot compute with here
     ├── TextError (TypeError)                   something that is not text was passed to be encoded
     ├── PromptError (ValueError)                a task, instruction or example that the model has no format for
     ├── DimensionError (ValueError)             an embedding size that the model does not have
@@ -39,6 +40,10 @@ class ModelFolderError(DramaError, ValueError):
 
 class AttentionDirectionError(ModelFolderError):
     """The attention direction a model was trained with cannot be honoured in this environment."""
+
+
+class DeviceError(DramaError, ValueError):
+    """A device or number format that a runtime cannot compute with here."""
 
 
 class TextError(DramaError, TypeError):

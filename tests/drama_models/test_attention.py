@@ -25,8 +25,9 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from drama_models.attention import PACKED, enable_packing, first_position, pack, packed_attention, pool_packed
+from drama_models.attention import PACKED, enable_packing, first_position, pack, packed_attention
 from drama_models.modeling_drama import DramaModel
+from drama_models.packing import pool_packed
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
