@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from drama_models.prompts import IN_CONTEXT, InstructFormat, cut_texts, ends, query_limit, token_ids
-from training.draws import draw_below, permute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from training.batches import TextBatch
 
-EXAMPLE_DRAWS = 2 << 16  # tells these draws from those of the batches
+EXAMPLE_DRAWS = 5409  # tells these draws from others of the same seed
 LIKE_QUERIES = ("sts", "clustering")  # tasks whose documents are texts of the same kind as the queries
 
 # B = queries, N = documents of a query
@@ -75,10 +74,11 @@ class ExampleDraws:
 
 def draw_examples(num_rows: int, max_examples: int, *, seed: int, step: int) -> ExampleDraws:
     """How many examples each query of a batch gets, uniform in 0 to `max_examples`, and from which rows."""
-    counts = draw_below(max_examples + 1, seed, step, EXAMPLE_DRAWS, np.arange(num_rows)).tolist()
+    generator = np.random.default_rng((EXAMPLE_DRAWS, seed, step))
+    counts = generator.integers(max_examples, size=num_rows, endpoint=True).tolist()
     rows = [
-        permute(np.arange(min(count + 1, num_rows)), num_rows, seed, step, EXAMPLE_DRAWS, row).tolist() if count else []
-        for row, count in enumerate(counts)
+        generator.choice(num_rows, min(count + 1, num_rows), replace=False).tolist() if count else []
+        for count in counts
     ]
     return ExampleDraws(counts=counts, rows=rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from drama_models.prompts import INSTRUCTED
 from tests.conftest import TEXTS
-from tests.replays.toy_tokenizer import text_of, toy_tokenizer
+from tests.replays.toy_tokenizer import PATTERN, text_of, toy_tokenizer
 from training.batches import TextBatch
 from training.datasets import Task
 from training.prompts import InContextSettings, draw_examples, in_context_documents, in_context_queries
@@ -53,10 +54,9 @@ def tokenizer() -> Tokenizer:
 
 def by_hand(batch: TextBatch, row: int, seed: int, step: int) -> str:
     """The finished query of one row, put together and cut token by token."""
-    split = toy_tokenizer([]).pre_tokenizer
 
     def tokens(text: str) -> list[str]:
-        return [token for token, _ in split.pre_tokenize_str(text)]
+        return re.findall(PATTERN, text)
 
     draws = draw_examples(len(batch.queries), 5, seed=seed, step=step)
     queries = [f"<instruct>{INSTRUCTION}\n<query>{query}" for query in batch.queries]
@@ -71,8 +71,8 @@ def by_hand(batch: TextBatch, row: int, seed: int, step: int) -> str:
     return f"<s>{''.join(kept)}\n<response></s>"
 
 
-@settings(max_examples=30, deadline=None)
-@given(rows=st.integers(1, 20), seed=st.integers(0, 1 << 20), step=st.integers(0, 1 << 20))
+@settings(max_examples=15, deadline=None)
+@given(rows=st.integers(1, 12), seed=st.integers(0, 1 << 20), step=st.integers(0, 1 << 20))
 def test_queries_are_those_of_the_rule(tokenizer: Tokenizer, rows: int, seed: int, step: int) -> None:
     batch = batch_of(rows)
     made = in_context_queries(batch, tokenizer, SMALL, seed=seed, step=step)
@@ -82,7 +82,7 @@ def test_queries_are_those_of_the_rule(tokenizer: Tokenizer, rows: int, seed: in
 
 def test_an_example_is_whole_or_absent_and_never_the_query_itself(tokenizer: Tokenizer) -> None:
     batch, lengths = batch_of(20), set()
-    for step in range(20):
+    for step in range(6):
         for row, ids in enumerate(in_context_queries(batch, tokenizer, SMALL, seed=1, step=step)):
             *examples, query = text_of(ids, tokenizer).split("\n\n")
             lengths.add(len(examples))
