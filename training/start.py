@@ -20,6 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from drama_models.errors import AttentionDirectionError, ModelFolderError
 from drama_models.model_folder import check_llama_weights, read_json, weight_files
 from drama_models.profile import DECODERS
+from drama_models.tokenisation import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,14 +53,15 @@ def write_start_folder(backbone: Path, out: Path, *, bidirectional: bool) -> Non
             f"{backbone} is a {kind}, in which every token sees every other; set bidirectional, or pass a decoder."
         )
     files = weight_files(backbone)
-    if not (backbone / "tokenizer.json").is_file():
-        raise ModelFolderError(f"{backbone / 'tokenizer.json'} is missing; pass a folder with its tokenizer.")
+    tokenizer = load_tokenizer(backbone, set_ends=False)
     out.mkdir(parents=True, exist_ok=True)
     for path in (*files, *backbone.glob("*.index.json")):
         shutil.copy(path, out / path.name)
     for name in TOKENIZER_FILES:
         if (backbone / name).is_file():
             shutil.copy(backbone / name, out / name)
+    if not (out / "tokenizer.json").is_file():
+        tokenizer.save(str(out / "tokenizer.json"))  # of an older BERT, read from its vocab.txt
     config.pop("auto_map", None)  # code that is never run
     if kind in DECODERS:
         config |= {"is_causal": not bidirectional, "use_bidirectional_attention": bidirectional, "use_cache": False}

@@ -1,0 +1,67 @@
+"""Training on from a published retriever: its profile says what its encoders are, so no recipe has to.
+
+DRAGON's two BERTs, bge-en-icl, bge-multilingual-gemma2, and any other folder that `Encoder.from_pretrained` takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from drama_models.layout import find_folders, find_layouts
+from drama_models.profile import Profile
+from training.encoders import EncoderRecipe, build_encoder
+from training.start import write_start_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sentence_transformers import SentenceTransformer
+
+
+def encoder_recipe(query: Profile, document: Profile, *, two_encoders: bool) -> EncoderRecipe:
+    """The recipe by which a published retriever's encoders are built again."""
+    return EncoderRecipe(
+        bidirectional=query.bidirectional,
+        pooling=query.pooling,
+        max_length=max(query.max_length, document.max_length),
+        normalise=query.normalise,
+        query_prompt=query.query_prompt,
+        document_prompt=document.document_prompt,
+        two_encoders=two_encoders,
+    )
+
+
+def continue_from(
+    model: str | Path,
+    start: Path,
+    *,
+    document_model: str | Path | None = None,
+    revision: str | None = None,
+    device: str | None = None,
+    **changes: Any,
+) -> SentenceTransformer:
+    """A published retriever as a trainable model, with its pooling, prompts, lengths and normalisation.
+
+    Args:
+        model: folder or hub name, as for `Encoder.from_pretrained`.
+        start: folder to make for its weights and tokenizers.
+        document_model: its document encoder, where that is not in `model`.
+        revision: branch, tag or commit on the hub.
+        device: such as "cuda"; the best there is by default.
+        changes: fields of `EncoderRecipe` that are to differ, such as lora.
+
+    Raises:
+        ModelFolderError: the model is incomplete, damaged, or cannot be found.
+        AttentionDirectionError: its attention direction cannot be honoured.
+    """
+    layouts = find_layouts(*find_folders(model, document_model, revision))
+    two_encoders = layouts[0] is not layouts[1]
+    profiles = [Profile.of(layout) for layout in layouts]
+    recipe = replace(encoder_recipe(*profiles, two_encoders=two_encoders), **changes)
+    folders = [start / "query", start / "document"] if two_encoders else [start]
+    for layout, folder in zip(layouts, folders, strict=False):  # one encoder needs one folder
+        write_start_folder(layout.backbone, folder, bidirectional=recipe.bidirectional)
+    built = build_encoder(folders[0], recipe, document_start=folders[-1] if two_encoders else None, device=device)
+    built.prompts = profiles[0].prompts | built.prompts
+    return built
