@@ -78,7 +78,7 @@ def search(options: argparse.Namespace) -> Answer:
         if opened.collection is None or not (options.index / opened.collection).is_dir():
             raise IndexFolderError(f"{options.index} does not know its collection, which --bm25 reads; index it again.")
         bm25 = _bm25(Collection(options.index / opened.collection).documents(), options.bm25)
-    hits = Retriever(_encoder(options), opened, bm25=bm25).search(options.query, options.k)
+    hits = Retriever(_encoder(options), opened, bm25=bm25).search(options.query, options.k, task=options.task)
     texts = _texts(opened, options.index, {document for document, _ in hits})
     records = [
         {"rank": rank, "score": round(score, 6), "id": document, "text": texts.get(document)}
@@ -98,7 +98,8 @@ def evaluate(options: argparse.Namespace) -> Answer:
     built.add([document.id for document in documents], encoder.encode_documents(contents, show_progress=True))
     retriever = Retriever(encoder, built, bm25=_bm25(documents, options.bm25) if options.bm25 else None)
     # one hit more, so that k are left where a query's own id is dropped
-    run = retriever.run({key: queries[key] for key in qrels}, options.k + options.drop_identical_ids)
+    asked = {key: queries[key] for key in qrels}
+    run = retriever.run(asked, options.k + options.drop_identical_ids, task=options.task)
     if options.run is not None:
         write_run(options.run, run)
     figures = evaluate_run(run, qrels, drop_identical_ids=options.drop_identical_ids)
@@ -161,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluating.add_argument("--drop-identical-ids", action="store_true", help="as ArguAna and Quora need it")
     evaluating.add_argument("--run", type=Path, help="write the ranking to this TREC run file")
     for added in (searching, evaluating):
+        added.add_argument("--task", help="named prompt for the query, or an instruction; default: the model's prompt")
         added.add_argument(
             "--bm25", nargs="?", const="en", metavar="LANGUAGE", help="fuse with BM25; two-letter language, default: en"
         )

@@ -43,25 +43,35 @@ class Retriever:
             )
         self.encoder, self.index, self.bm25, self.fusion_constant = encoder, index, bm25, fusion_constant
 
-    def search(self, query: str, k: int = 10) -> list[tuple[str, float]]:
+    def search(self, query: str, k: int = 10, *, task: str | None = None) -> list[tuple[str, float]]:
         """Best documents for one query, best first: (document id, score).
 
         The score is the inner product, which is the cosine where the model normalises; with BM25, the fused one.
 
+        Args:
+            query: one text.
+            k: documents to return.
+            task: names a prompt of the encoder, see `Encoder.encode_queries`.
+
         Raises:
             ValueError: `k` below 1.
+            PromptError: the encoder has no such task.
         """
-        return self._hits([query], k, show_progress=False)[0]
+        return self._hits([query], k, task, show_progress=False)[0]
 
-    def run(self, queries: Mapping[str, str], k: int = 100, *, show_progress: bool = False) -> Run:
+    def run(
+        self, queries: Mapping[str, str], k: int = 100, *, task: str | None = None, show_progress: bool = False
+    ) -> Run:
         """Best documents for many queries, as a run: query id to document id to score."""
-        hits = self._hits(list(queries.values()), k, show_progress=show_progress)
+        hits = self._hits(list(queries.values()), k, task, show_progress=show_progress)
         return {query: dict(found) for query, found in zip(queries, hits, strict=True)}
 
-    def _hits(self, queries: list[str], k: int, *, show_progress: bool) -> list[list[tuple[str, float]]]:
+    def _hits(
+        self, queries: list[str], k: int, task: str | None, *, show_progress: bool
+    ) -> list[list[tuple[str, float]]]:
         if k < 1:
             raise ValueError(f"k={k} must be at least 1.")
-        vectors = self.encoder.encode_queries(queries, show_progress=show_progress)
+        vectors = self.encoder.encode_queries(queries, task=task, show_progress=show_progress)
         if self.bm25 is None:
             return self.index.search(vectors, k)
         depth = max(k, FUSED_HITS)

@@ -63,5 +63,5 @@ def continue_from(
     for layout, folder in zip(layouts, folders, strict=False):  # one encoder needs one folder
         write_start_folder(layout.backbone, folder, bidirectional=recipe.bidirectional)
     built = build_encoder(folders[0], recipe, document_start=folders[-1] if two_encoders else None, device=device)
-    built.prompts = profiles[0].prompts | built.prompts
+    built.prompts = {**profiles[0].prompts, **built.prompts}
     return built

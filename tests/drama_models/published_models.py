@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -27,7 +28,7 @@ from tests.conftest import BOS, EOS, TEXTS
 UNKNOWN = "<unk>"
 WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query."
 LAST_TOKEN = {"word_embedding_dimension": 32, "pooling_mode_lasttoken": True, "include_prompt": True}
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -106,8 +106,8 @@ def test_an_index_of_two_encoders_belongs_to_both(dragon: tuple[Path, Path], tmp
 
 
 def test_a_router_folder_of_sentence_transformers_gives_its_vectors(dragon: tuple[Path, Path], tmp_path: Path) -> None:
-    sides = [[Transformer(str(folder)), Pooling(32, pooling_mode="cls")] for folder in dragon]
-    stock = SentenceTransformer(modules=[Router.for_query_document(*sides)], device="cpu")
+    query, document = ([Transformer(str(folder)), Pooling(32, pooling_mode="cls")] for folder in dragon)
+    stock = SentenceTransformer(modules=[Router.for_query_document(query, document)], device="cpu")
     stock.save_pretrained(str(tmp_path / "router"))
     encoder = Encoder.from_pretrained(tmp_path / "router")
     np.testing.assert_allclose(encoder.encode_queries(QUERIES), stock.encode_query(QUERIES), atol=1e-4)
@@ -204,7 +204,7 @@ def test_long_queries_are_cut_and_their_examples_are_not(icl: Path) -> None:
     ],
 )
 def test_what_a_model_has_no_format_for_is_refused(
-    dragon: tuple[Path, Path], arguments: dict[str, object], message: str
+    dragon: tuple[Path, Path], arguments: dict[str, Any], message: str
 ) -> None:
     encoder = Encoder.from_pretrained(dragon[0])
     with pytest.raises(PromptError, match=message):
@@ -233,3 +233,17 @@ def write_wider(folder: Path) -> Path:
     config = BertConfig.from_pretrained(context, hidden_size=64)
     BertModel(config).save_pretrained(context)
     return context
+
+
+def test_a_retriever_asks_with_the_prompt_of_a_task(gemma2: Path) -> None:
+    encoder = Encoder.from_pretrained(gemma2)
+    index = Index(32)
+    index.add([f"d{number}" for number in range(len(DOCUMENTS))], encoder.encode_documents(DOCUMENTS))
+    vectors = last_states(gemma2, [f"<instruct>{WEB_SEARCH}\n<query>{query}" for query in QUERIES])
+    expected = dict(index.search(vectors[:1], 3)[0])
+    retriever = Retriever(encoder, index)
+    hits = retriever.search(QUERIES[0], k=3, task="web_search_query")
+    assert dict(hits) == pytest.approx(expected, abs=1e-4)
+    assert dict(hits) != pytest.approx(dict(retriever.search(QUERIES[0], k=3)), abs=1e-4)
+    run = retriever.run({"q1": QUERIES[0]}, k=3, task="web_search_query")
+    assert run["q1"] == pytest.approx(expected, abs=1e-4)

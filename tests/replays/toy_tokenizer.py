@@ -33,4 +33,4 @@ def toy_tokenizer(texts: Iterable[str], *, eos: bool = True) -> Tokenizer:
 
 def text_of(ids: Iterable[int], tokenizer: Tokenizer) -> str:
     """Tokens put together with nothing between them."""
-    return "".join(tokenizer.id_to_token(number) for number in ids)
+    return "".join(str(tokenizer.id_to_token(number)) for number in ids)

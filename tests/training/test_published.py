@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,10 +17,14 @@ from drama_models.tokenisation import load_tokenizer
 from tests.conftest import TEXTS, make_llama
 from tests.drama_models.published_models import WEB_SEARCH, write_bge_en_icl, write_bge_gemma2, write_dragon
 from tests.training.test_prompts import batch_of
-from training.encoders import embed, tokenise
+from training.encoders import Kind, embed, tokenise
 from training.prompts import InContextSettings, in_context_documents, in_context_queries
 from training.published import continue_from
 from training.start import add_special_tokens, write_start_folder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from sentence_transformers import SentenceTransformer
 
 QUERIES, DOCUMENTS = ["put tables together", "digest of a file"], TEXTS[:5]
 
@@ -28,16 +33,19 @@ def test_dragon_trains_on_as_two_encoders(tmp_path: Path) -> None:
     query, _context = write_dragon(tmp_path)
     before = Encoder.from_pretrained(query)
     model = continue_from(query, tmp_path / "start", device="cpu")
-    for kind, texts, expected in (
+    model.eval()
+    sides: list[tuple[Kind, list[str], NDArray[np.float32]]] = [
         ("query", QUERIES, before.encode_queries(QUERIES)),
         ("document", DOCUMENTS, before.encode_documents(DOCUMENTS)),
-    ):
-        ours = embed(model.eval(), tokenise(model, texts, kind), kind)
+    ]
+    for kind, texts, expected in sides:
+        ours = embed(model, tokenise(model, texts, kind), kind)
         np.testing.assert_allclose(ours.detach().numpy(), expected, atol=1e-4)
     step(model, tokenise(model, QUERIES, "query"), tokenise(model, DOCUMENTS[:2], "document"))
+    model.eval()
     model.save_pretrained(str(tmp_path / "trained"))
     after = Encoder.from_pretrained(tmp_path / "trained")
-    np.testing.assert_allclose(after.encode_queries(QUERIES), model.eval().encode_query(QUERIES), atol=1e-4)
+    np.testing.assert_allclose(after.encode_queries(QUERIES), model.encode_query(QUERIES), atol=1e-4)
     np.testing.assert_allclose(after.encode_documents(DOCUMENTS), model.encode_document(DOCUMENTS), atol=1e-4)
     assert np.abs(after.encode_queries(QUERIES) - before.encode_queries(QUERIES)).max() > 1e-3
     assert np.abs(after.encode_documents(DOCUMENTS) - before.encode_documents(DOCUMENTS)).max() > 1e-3
@@ -48,12 +56,13 @@ def test_bge_en_icl_trains_on_with_examples(tmp_path: Path) -> None:
     folder = write_bge_en_icl(tmp_path / "bge-en-icl")
     before = Encoder.from_pretrained(folder)
     model = continue_from(folder, tmp_path / "start", device="cpu")
+    model.eval()
     tokenizer = load_tokenizer(folder, set_ends=True)
     batch, settings = batch_of(6), InContextSettings()
     queries = [torch.tensor(ids) for ids in in_context_queries(batch, tokenizer, settings, seed=0, step=1)]
     documents = [torch.tensor(ids) for ids in in_context_documents(batch, tokenizer, settings)]
     assert max(map(len, queries)) > 2 * min(map(len, queries))  # some carry examples
-    pooled = embed(model.eval(), documents, "document")
+    pooled = embed(model, documents, "document")
     expected = before.encode_documents(batch.documents)
     np.testing.assert_allclose(torch.nn.functional.normalize(pooled, dim=-1).detach(), expected, atol=1e-4)
     step(model, queries, documents[::2])
@@ -97,10 +106,11 @@ def test_a_plain_language_model_gets_the_tags_as_tokens(tmp_path: Path) -> None:
     assert np.isfinite(vectors).all()
 
 
-def step(model: torch.nn.Module, queries: list[torch.Tensor], documents: list[torch.Tensor]) -> None:
+def step(model: SentenceTransformer, queries: list[torch.Tensor], documents: list[torch.Tensor]) -> None:
     """One contrastive step on the diagonal."""
     optimiser = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.02)
-    scores = embed(model.train(), queries, "query") @ embed(model, documents, "document").T
+    model.train()
+    scores = embed(model, queries, "query") @ embed(model, documents, "document").T
     torch.nn.functional.cross_entropy(scores, torch.arange(len(queries))).backward()
     assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
