@@ -49,6 +49,38 @@ def _generate(arguments: list[str]) -> str:
     return f"{made}; next: {PROGRAM} mine --collection {recipe.collection} --examples {examples} --out RUN"
 
 
+def _mine(arguments: list[str]) -> str:
+    from training.augment.mine import MineRecipe, mine
+
+    recipe = parse_recipe(MineRecipe, arguments, command=f"{PROGRAM} mine")
+    made = f"made {recipe.out}: {recipe.teacher}'s lists for {mine(recipe):,} queries"
+    folders = f"--collection {recipe.collection} --run {recipe.out}"
+    return f"{made}; next: {PROGRAM} rerank {folders} --cross_encoder MODEL --out RERANKED"
+
+
+def _rerank(arguments: list[str]) -> str:
+    from training.augment.rerank import RerankRecipe, rerank
+
+    recipe = parse_recipe(RerankRecipe, arguments, command=f"{PROGRAM} rerank")
+    figures = rerank(recipe)
+    made = f"made {recipe.out}: {figures.queries:,} lists"
+    if recipe.llm is not None:
+        made += f", {figures.incomplete:,} of {figures.windows:,} answers incomplete, {figures.unanswered:,} missing"
+    runs = f"--retriever_run {recipe.run} --teacher_run {recipe.out}"
+    return f"{made}; next: {PROGRAM} filter --examples EXAMPLES {runs} --out FILTERED"
+
+
+def _filter(arguments: list[str]) -> str:
+    from training.augment.filter import FilterRecipe, filter_examples
+
+    recipe = parse_recipe(FilterRecipe, arguments, command=f"{PROGRAM} filter")
+    figures = filter_examples(recipe)["figures"]
+    made = f"made {recipe.out}: {figures.pop('examples'):,} examples"
+    drops = "; ".join(f"{name}: {counts['dropped']:,} dropped" for name, counts in figures.items())
+    files = f"--collection {recipe.collection} --examples {recipe.out / 'examples.jsonl'}"
+    return f"{made} ({drops}; samples in report.json); next: {PROGRAM} train {files} ..."
+
+
 def _augment(arguments: list[str]) -> str:
     from training.augment.templates import show_prompts
 
@@ -66,5 +98,8 @@ COMMANDS = {
     "deduplicate": (_deduplicate, "take passages away that others contain"),
     "crop": (_crop, "sentences of passages as queries"),
     "generate": (_generate, "queries for passages, by a large model"),
+    "mine": (_mine, "what a teacher ranks for each query"),
+    "rerank": (_rerank, "lists in the order of a large model or a cross-encoder"),
+    "filter": (_filter, "keep the queries that are worth training on"),
     "augment": (_augment, "--show-prompts: what a large model is asked"),
 }
