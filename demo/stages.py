@@ -26,8 +26,9 @@ from pruning.corpus import tokenise
 from pruning.learn_masks import Gates, LearnMasksRecipe, learn_masks, load_masks
 from pruning.recover import RecoverRecipe, recover
 from pruning.slicing import slice_folder
+from training.recipe import TrainRecipe
 from training.start import write_start_folder
-from training.train import TrainRecipe, train
+from training.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable

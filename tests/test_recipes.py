@@ -13,7 +13,7 @@ from export.release import ReleaseRecipe
 from pruning.learn_masks import LearnMasksRecipe
 from pruning.recover import RecoverRecipe
 from pruning.shape import BackboneShape
-from training.train import TrainRecipe
+from training.recipe import TrainRecipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,11 +43,11 @@ def test_the_chain_fits_together() -> None:
     masks = load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml")
     backbone = source.cut_to(masks.target)
     train = load_recipe(TrainRecipe, RECIPES / "train.yaml")
-    assert train.dims[0] == backbone.hidden_size
-    assert list(train.dims) == sorted(train.dims, reverse=True)
+    assert train.objective.dims[0] == backbone.hidden_size
+    assert list(train.objective.dims) == sorted(train.objective.dims, reverse=True)
     release_length = load_recipe(ReleaseRecipe, RECIPES / "release.yaml").max_length
     assert release_length is not None
-    assert release_length >= train.max_length
+    assert release_length >= train.encoder.max_length
     assert 0.4 < parameters(backbone) / parameters(source) < 0.6  # "about half"
 
 

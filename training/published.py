@@ -19,9 +19,24 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-def encoder_recipe(query: Profile, document: Profile, *, two_encoders: bool) -> EncoderRecipe:
-    """The recipe by which a published retriever's encoders are built again."""
-    return EncoderRecipe(
+def published_encoder(
+    model: str | Path, document_model: str | Path | None = None, revision: str | None = None
+) -> tuple[EncoderRecipe, list[Path]]:
+    """The recipe by which a retriever's encoders are built again, and the folder of each encoder's backbone.
+
+    Args:
+        model: folder or hub name, as for `Encoder.from_pretrained`.
+        document_model: its document encoder, where that is not in `model`.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ModelFolderError: the model is incomplete, damaged, or cannot be found.
+        AttentionDirectionError: its attention direction cannot be honoured.
+    """
+    layouts = find_layouts(*find_folders(model, document_model, revision))
+    query, document = (Profile.of(layout) for layout in layouts)
+    two_encoders = layouts[0] is not layouts[1]
+    recipe = EncoderRecipe(
         bidirectional=query.bidirectional,
         pooling=query.pooling,
         max_length=max(query.max_length, document.max_length),
@@ -30,6 +45,7 @@ def encoder_recipe(query: Profile, document: Profile, *, two_encoders: bool) -> 
         document_prompt=document.document_prompt,
         two_encoders=two_encoders,
     )
+    return recipe, [layout.backbone for layout in (layouts if two_encoders else layouts[:1])]
 
 
 def continue_from(
@@ -55,13 +71,12 @@ def continue_from(
         ModelFolderError: the model is incomplete, damaged, or cannot be found.
         AttentionDirectionError: its attention direction cannot be honoured.
     """
-    layouts = find_layouts(*find_folders(model, document_model, revision))
-    two_encoders = layouts[0] is not layouts[1]
-    profiles = [Profile.of(layout) for layout in layouts]
-    recipe = replace(encoder_recipe(*profiles, two_encoders=two_encoders), **changes)
-    folders = [start / "query", start / "document"] if two_encoders else [start]
-    for layout, folder in zip(layouts, folders, strict=False):  # one encoder needs one folder
-        write_start_folder(layout.backbone, folder, bidirectional=recipe.bidirectional)
-    built = build_encoder(folders[0], recipe, document_start=folders[-1] if two_encoders else None, device=device)
-    built.prompts = {**profiles[0].prompts, **built.prompts}
+    recipe, backbones = published_encoder(model, document_model, revision)
+    recipe = replace(recipe, **changes)
+    folders = [start / name for name in ("query", "document")[: len(backbones)]]
+    for backbone, folder in zip(backbones, folders, strict=True):
+        write_start_folder(backbone, folder, bidirectional=recipe.bidirectional)
+    document_start = folders[1] if recipe.two_encoders else None
+    built = build_encoder(folders[0], recipe, document_start=document_start, device=device)
+    built.prompts = {**Profile.from_folder(backbones[0]).prompts, **built.prompts}
     return built

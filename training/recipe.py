@@ -86,6 +86,9 @@ class TrainRecipe:
     """How the backbone becomes an encoder."""
     objective: ObjectiveRecipe = field(default_factory=ObjectiveRecipe)
     """What is minimised."""
+    continue_retriever: bool = False
+    """Whether the backbone is a retriever whose pooling, prompts, lengths and number of encoders are kept; of `encoder`
+    then only lora, gradient_checkpointing and packed count."""
     in_context: InContextSettings | None = None
     """Instructions and solved examples in front of queries; the encoder's prompts and lengths then do not count."""
     evaluation: EvaluationRecipe | None = None

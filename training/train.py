@@ -19,6 +19,7 @@ from drama_models.prompts import write_format
 from drama_models.provenance import read_provenance, write_provenance
 from training.datasets import open_datasets
 from training.encoders import backbones, build_encoder, merge_lora
+from training.published import published_encoder
 from training.sampling import BatchPlan
 from training.start import add_special_tokens, write_start_folder
 from training.step_data import StepData
@@ -47,6 +48,8 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
         CollectionError: malformed data, unknown ids, or fewer queries than a batch.
         TrainingError: the loss became non-finite, dims beyond the embedding, or an interrupted run had other settings.
     """
+    source = recipe
+    recipe = as_published(recipe) if recipe.continue_retriever else recipe
     arguments = training_arguments(recipe)
     with arguments.main_process_first(local=False):  # caches are built once
         plan = open_plan(recipe, arguments)
@@ -69,9 +72,22 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     checkpoint = checkpoints.last_checkpoint(recipe.out)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if arguments.should_save:
-        _write_folder(recipe, model, trainer, plan)
+        _write_folder(source, recipe, model, trainer, plan)
     trainer.accelerator.wait_for_everyone()
     return read_provenance(recipe.out) or {}
+
+
+def as_published(recipe: TrainRecipe) -> TrainRecipe:
+    """The recipe with the backbone's own encoders instead of its `encoder`.
+
+    Raises:
+        ModelFolderError: the backbone is not a retriever's folder.
+    """
+    own, folders = published_encoder(recipe.backbone, recipe.document_backbone)
+    given = recipe.encoder
+    encoder = replace(own, lora=given.lora, gradient_checkpointing=given.gradient_checkpointing, packed=given.packed)
+    document_backbone = folders[1] if own.two_encoders else None
+    return replace(recipe, encoder=encoder, backbone=folders[0], document_backbone=document_backbone)
 
 
 def open_plan(recipe: TrainRecipe, arguments: SentenceTransformerTrainingArguments) -> BatchPlan:
@@ -134,7 +150,9 @@ def _write_starts(recipe: TrainRecipe) -> None:
                     add_special_tokens(partial, recipe.in_context.tags.tokens, seed=recipe.seed)
 
 
-def _write_folder(recipe: TrainRecipe, model: SentenceTransformer, trainer: RetrieverTrainer, plan: BatchPlan) -> None:
+def _write_folder(
+    source: TrainRecipe, recipe: TrainRecipe, model: SentenceTransformer, trainer: RetrieverTrainer, plan: BatchPlan
+) -> None:
     figures: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "examples": sum(len(dataset) for dataset in plan.datasets),
@@ -152,9 +170,9 @@ def _write_folder(recipe: TrainRecipe, model: SentenceTransformer, trainer: Retr
             partial,
             stage="training.train",
             recipe=recipe,
-            inputs=_inputs(recipe),
+            inputs=_inputs(source),
             figures=figures,
-            parent=recipe.backbone,
+            parent=source.backbone,
         )
     checkpoints.remove_checkpoints(recipe.out)
 

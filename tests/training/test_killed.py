@@ -1,0 +1,91 @@
+"""A training killed with SIGKILL, between steps and in the middle of writing, against one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from drama_models.checkpoints import checkpoint_folder, log_file
+
+
+def start(recipe: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "training", "train", str(recipe), f"--out={out}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+
+
+def kill_when(process: subprocess.Popen[str], happened: Any) -> None:
+    """SIGKILL as soon as something is seen on disk; the run must not have ended by itself."""
+    until = time.monotonic() + 300
+    while not happened():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_as_if_left_alone(
+    llama_folder: Path, collection_folder: Path, examples_file: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "backbone": str(llama_folder),
+        "datasets": [
+            {
+                "name": "topics",
+                "task": "retrieval",
+                "collection": str(collection_folder),
+                "examples": str(examples_file),
+            }
+        ],
+        "encoder": {"max_length": 32, "lora": {"rank": 4, "dropout": 0.1}},
+        "objective": {"dims": [48, 16]},
+        "steps": 16, "batch_size": 8, "negatives": 1, "chunk_tokens": 100, "learning_rate": 1e-3, "warmup_steps": 2,
+        "log_every": 3, "save_every": 2, "precision": "fp32", "device": "cpu",
+    }  # fmt: skip
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finish(start(recipe, whole))
+
+    def at_step(step: int) -> bool:
+        log = log_file(cut)
+        return log.is_file() and f'"step": {step},' in log.read_text(encoding="utf-8")
+
+    def writing() -> bool:
+        return (checkpoint_folder(cut) / ".writing" / "checkpoint-8").is_dir()
+
+    for happened in (lambda: at_step(3), writing, lambda: at_step(14)):  # epochs end at step 12
+        kill_when(start(recipe, cut), happened)
+        assert not cut.exists()
+        assert len(list(checkpoint_folder(cut).glob("checkpoint-*"))) <= 2
+    finish(start(recipe, cut))
+    lines = [
+        [json.loads(line) for line in (folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()]
+        for folder in (whole, cut)
+    ]
+    for line in (*lines[0], *lines[1]):
+        line.pop("elapsed_s")
+    assert lines[0] == lines[1]
+    assert lines[0][-1]["step"] == 16
+    theirs = load_file(cut / "model.safetensors")
+    for name, tensor in load_file(whole / "model.safetensors").items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=0, msg=name)
