@@ -19,6 +19,7 @@ from drama_models import checkpoints
 from drama_models.errors import TrainingError
 from drama_models.hardware import train_in_bf16
 from drama_models.progress import ProgressLog
+from training.encoders import KINDS
 from training.evaluation import METRIC, CollectionEvaluator
 from training.schedules import linear_schedule
 
@@ -157,6 +158,8 @@ def training_arguments(recipe: TrainRecipe) -> SentenceTransformerTrainingArgume
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
+    if recipe.encoder.two_encoders:
+        settings["router_mapping"] = {kind: kind for kind in KINDS}  # asked for by the stock trainer, read by nobody
     if recipe.evaluation:
         settings |= {
             "eval_strategy": "steps",
