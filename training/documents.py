@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from drama_models.errors import CollectionError
 from training.mapped import MappedArray
@@ -89,16 +90,12 @@ class TextStore:
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """Id of each row."""
-        return self._table.strings("id", rows)
+        return self._table.strings(["id"], rows)[0]
 
     def contents(self, rows: NDArray[np.int64], separator: str = "") -> list[str]:
         """Title and text of each row, joined by a space, or by the separator between two."""
-        titles, texts = self._table.strings("title", rows), self._table.strings("text", rows)
-        between = f" {separator} " if separator else " "
-        return [
-            f"{title}{between}{text}".strip() if title else text.strip()
-            for title, text in zip(titles, texts, strict=True)
-        ]
+        titles, texts = self._table.strings(["title", "text"], rows)
+        return [titled(title, text, separator) for title, text in zip(titles, texts, strict=True)]
 
     def content_hashes(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Equal where two rows hold the same content, case and white space aside; shape of `rows`."""
@@ -145,7 +142,7 @@ class TextStore:
     def _refuse_duplicate(self, table: ShardedTable, rows: NDArray[np.int64]) -> None:
         lines = np.concatenate(list(table.blocks("line")))[np.sort(rows)]
         raise CollectionError(
-            f"{self.source}, line {lines[1]}: id {table.strings('id', rows)[0]!r} was used in line {lines[0]}; "
+            f"{self.source}, line {lines[1]}: id {table.strings(['id'], rows)[0][0]!r} was used in line {lines[0]}; "
             "ids must be unique."
         )
 
@@ -159,6 +156,11 @@ def _sorted_buckets(high: NDArray[Any]) -> Iterator[NDArray[np.int64]]:
             block = high[start : start + INDEX_BUCKET] >> np.uint64(64 - bits)
             parts.append(np.flatnonzero(block == bucket) + start)
         yield np.concatenate(parts)
+
+
+def titled(title: str, text: str, separator: str = "") -> str:
+    """What is encoded of a document: title, separator and text joined by single spaces, or the text alone."""
+    return " ".join(part for part in (title, separator if title else "", text) if part).strip()
 
 
 def json_lines(path: Path, block: Block) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -181,24 +183,27 @@ def json_lines(path: Path, block: Block) -> Iterator[tuple[int, dict[str, Any]]]
 
 def id_hashes(ids: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """First and last 64 of 128 bits that stand for an id; two arrays of shape (len(ids),)."""
-    digests = (hashlib.blake2b(storable(key).encode(), digest_size=16).digest() for key in ids)
-    halves = np.frombuffer(b"".join(digests), np.dtype("<u8")).reshape(-1, 2)
+    halves = np.frombuffer(b"".join([xxh3_128_digest(encoded(key)) for key in ids]), np.dtype("<u8")).reshape(-1, 2)
     return halves[:, 0].astype(np.uint64), halves[:, 1].astype(np.uint64)
 
 
 def content_hash(text: str) -> int:
     """64 bits that stand for a text, whatever its case, white space and Unicode composition."""
     normalised = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return int.from_bytes(hashlib.blake2b(storable(normalised).encode(), digest_size=8).digest(), "little")
+    return xxh3_64_intdigest(encoded(normalised))
 
 
 def storable(text: str) -> str:
     """The text, lone surrogates (which no file can hold) replaced by U+FFFD."""
+    return text if text.isascii() else encoded(text).decode()
+
+
+def encoded(text: str) -> bytes:
+    """UTF-8 of `storable`."""
     try:
-        text.encode()
+        return text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 def cache_name(kind: str, *sources: Path, settings: object = None) -> str:

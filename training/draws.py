@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 FEISTEL_ROUNDS = 6
-SMALLEST_HALF_BITS = 4  # below that the network mixes too little, and walking back into a short list stays cheap
+SORTED_LENGTH = 1 << 12  # up to that, sorting by a drawn key is as cheap, and the network mixes too few bits
 
 
 def draw(*coordinates: ArrayLike) -> NDArray[np.uint64]:
@@ -53,18 +53,21 @@ def permute(places: NDArray[np.int64], length: int, *key: int) -> NDArray[np.int
     Returns:
         Rows in [0, length), of the shape of `places`; distinct where the places are.
     """
-    half_bits = max(((length - 1).bit_length() + 1) // 2, SMALLEST_HALF_BITS)
-    rows = _feistel(places.astype(np.uint64), half_bits, key)
+    if length <= SORTED_LENGTH:
+        return np.argsort(draw(*key, np.arange(length)), kind="stable")[places]
+    half_bits = ((length - 1).bit_length() + 1) // 2
+    round_keys = draw(*key, np.arange(FEISTEL_ROUNDS))
+    rows = _feistel(places.astype(np.uint64), half_bits, round_keys)
     while (outside := rows >= length).any():
-        rows[outside] = _feistel(rows[outside], half_bits, key)
+        rows[outside] = _feistel(rows[outside], half_bits, round_keys)
     return rows.astype(np.int64)
 
 
-def _feistel(values: NDArray[np.uint64], half_bits: int, key: tuple[int, ...]) -> NDArray[np.uint64]:
+def _feistel(values: NDArray[np.uint64], half_bits: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     width, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = values >> width, values & mask
-    for number in range(FEISTEL_ROUNDS):
-        left, right = right, left ^ (draw(*key, number, right) & mask)
+    for round_key in round_keys:
+        left, right = right, left ^ (draw(round_key, right) & mask)
     return (left << width) | right
 
 

@@ -6,6 +6,7 @@ collection does not have are found then, not after hours of training.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,11 +69,11 @@ class ExampleStore:
 
     def query_ids(self, rows: NDArray[np.int64]) -> list[str]:
         """Id of each row's query."""
-        return self._table.strings("query_id", rows)
+        return self._table.strings(["query_id"], rows)[0]
 
     def queries(self, rows: NDArray[np.int64]) -> list[str]:
         """Text of each row's query."""
-        return self._table.strings("query", rows)
+        return self._table.strings(["query"], rows)[0]
 
     def query_hashes(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Equal where two queries have the same text, case and white space aside; shape of `rows`."""
@@ -80,12 +81,8 @@ class ExampleStore:
 
     def pools(self, rows: NDArray[np.int64], iteration: int = 1, *key: int) -> Pools:  # noqa: ARG002
         """All labelled documents of each row; examples have one set of labels, so nothing is drawn."""
-        return Pools(
-            positives=self._table.lists("positives", rows),
-            negatives=self._table.lists("negatives", rows),
-            positive_scores=self._table.lists("positive_scores", rows),
-            negative_scores=self._table.lists("negative_scores", rows),
-        )
+        names = ("positives", "negatives", "positive_scores", "negative_scores")
+        return Pools(**dict(zip(names, self._table.lists(names, rows), strict=True)))
 
     def _encode(self, block: Block) -> pa.RecordBatch:
         lines = [line for line, _ in block.lines]
@@ -99,9 +96,9 @@ class ExampleStore:
             "positive_scores": [_scores(example, example.positive_ids) for example in examples],
             "negative_scores": [_scores(example, example.negative_ids) for example in examples],
         }
-        for line, positives, negatives in zip(lines, columns["positives"], columns["negatives"], strict=True):
-            if both := set(positives.tolist()) & set(negatives.tolist()):
-                key = self._documents.ids(np.array(sorted(both)))[0]
+        for line, example in zip(lines, examples, strict=True):
+            if both := set(example.positive_ids).intersection(example.negative_ids):
+                key = min(both)
                 raise CollectionError(
                     f"{self.path}, line {line}: document {key!r} is both a positive and a negative; drop it from one."
                 )
@@ -126,4 +123,4 @@ class ExampleStore:
 
 
 def _scores(example: TrainingExample, ids: list[str]) -> list[float]:
-    return [example.scores.get(key, float("nan")) for key in ids]
+    return [example.scores.get(key, math.nan) for key in ids] if example.scores else [math.nan] * len(ids)

@@ -66,7 +66,8 @@ class Rankings:
     ) -> tuple[list[NDArray[np.int64]], list[NDArray[Any]]]:
         """Documents and scores at ranks `first` (counted from 0) to `last` (exclusive) of each query's list."""
         lists = self._list_of_query.gather(queries)
-        return self._table.lists("documents", lists, first, last), self._table.lists("scores", lists, first, last)
+        documents, scores = self._table.lists(("documents", "scores"), lists, first, last)
+        return documents, scores
 
     def cover_some(self, number: int) -> NDArray[np.bool_]:
         """`covers` for the `QUERIES_PER_SCAN` query rows from `number` on."""

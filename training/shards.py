@@ -8,7 +8,6 @@ and the others wait.
 
 from __future__ import annotations
 
-import bisect
 import gzip
 import json
 import os
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 BLOCK_LINES = 1 << 15
 BLOCK_BYTES = 32 << 20
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -179,36 +178,41 @@ class ShardedTable:
         folder: with `*.arrow` shards of one record batch each.
     """
 
-    RELEASE_AFTER = 1 << 10
+    RELEASE_AFTER = 1 << 11
     """Rows read before the shards' pages are handed back."""
 
     def __init__(self, folder: Path) -> None:
         self._files = [MappedFile(path) for path in sorted(folder.glob("*.arrow"))]
         self._shards = [file.batch() for file in self._files]
-        self._starts = np.cumsum([0, *(shard.num_rows for shard in self._shards)]).tolist()
-        self._views: dict[tuple[int, str], tuple[NDArray[np.int64], NDArray[Any]]] = {}
-        self._touched: set[int] = set()
-        self._reads = 0
+        self._starts = np.cumsum([0, *(shard.num_rows for shard in self._shards)])
+        self._views: dict[str, list[tuple[memoryview, memoryview]]] = {}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def strings(self, column: str, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
-        """Values of a text column."""
-        found = []
+    def strings(self, columns: Sequence[str], rows: NDArray[np.int64]) -> list[list[str]]:
+        """Values of text columns: one list a column, one value a row."""
+        views = [self._view(column) for column in columns]
+        found: list[list[str]] = [[] for _ in columns]
         for shard, row in self._located(rows):
-            found.append(self._shards[shard].column(column)[row].as_py())
+            for values, view in zip(found, views, strict=True):
+                offsets, text = view[shard]
+                values.append(str(text[offsets[row] : offsets[row + 1]], "utf-8"))
         return found
 
     def lists(
-        self, column: str, rows: Sequence[int] | NDArray[np.int64], first: int = 0, last: int | None = None
-    ) -> list[NDArray[Any]]:
-        """Values `first` to `last` (exclusive) of each row's list, fewer where it is shorter; copies."""
-        found = []
+        self, columns: Sequence[str], rows: NDArray[np.int64], first: int = 0, last: int | None = None
+    ) -> list[list[NDArray[Any]]]:
+        """Values `first` to `last` (exclusive) of each row's lists, fewer where they are shorter; copies."""
+        views = [self._view(column) for column in columns]
+        dtypes = [self._shards[0].schema.field(column).type.value_type.to_pandas_dtype() for column in columns]
+        found: list[list[NDArray[Any]]] = [[] for _ in columns]
         for shard, row in self._located(rows):
-            offsets, values = self._view(shard, column)
-            end = offsets[row + 1] if last is None else min(offsets[row] + last, offsets[row + 1])
-            found.append(values[offsets[row] + first : max(end, offsets[row] + first)].copy())
+            for arrays, view, dtype in zip(found, views, dtypes, strict=True):
+                offsets, values = view[shard]
+                start, end = offsets[row] + first, offsets[row + 1]
+                end = end if last is None else min(offsets[row] + last, end)
+                arrays.append(np.array(values[start : max(start, end)], dtype))
         return found
 
     def blocks(self, column: str) -> Iterator[NDArray[Any]]:
@@ -223,19 +227,25 @@ class ShardedTable:
             for values in self.blocks(column):
                 file.write(values.tobytes())
 
-    def _located(self, rows: Sequence[int] | NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-        for row in rows.tolist() if isinstance(rows, np.ndarray) else rows:
-            shard = bisect.bisect_right(self._starts, row) - 1
-            yield shard, row - self._starts[shard]
-            self._touched.add(shard)
-            self._reads += 1
-            if self._reads >= self.RELEASE_AFTER:
-                for number in self._touched:
-                    self._files[number].release()
-                self._touched, self._reads = set(), 0
+    def _located(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        """Shard of each row and its place there; pages are handed back every now and then."""
+        for begin in range(0, len(rows), self.RELEASE_AFTER):
+            part = rows[begin : begin + self.RELEASE_AFTER]
+            shards = np.searchsorted(self._starts, part, side="right") - 1
+            yield from zip(shards.tolist(), (part - self._starts[shards]).tolist(), strict=True)
+            for shard in np.unique(shards).tolist():
+                self._files[shard].release()
 
-    def _view(self, shard: int, column: str) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        if (shard, column) not in self._views:
-            lists = self._shards[shard].column(column)
-            self._views[shard, column] = lists.offsets.to_numpy(), lists.values.to_numpy()
-        return self._views[shard, column]
+    def _view(self, column: str) -> list[tuple[memoryview, memoryview]]:
+        """Offsets and values of a column of texts or lists, for each shard; mapped, not copied."""
+        if column not in self._views:
+            self._views[column] = [_buffers(shard.column(column)) for shard in self._shards]
+        return self._views[column]
+
+
+def _buffers(column: pa.Array) -> tuple[memoryview, memoryview]:
+    """Plain memory beneath a `large_string` or `large_list` column: cheaper to read at random than Arrow's scalars."""
+    _, offsets, *rest = column.buffers()
+    if pa.types.is_large_list(column.type):
+        return memoryview(offsets).cast("q"), memoryview(column.values.to_numpy())
+    return memoryview(offsets).cast("q"), memoryview(rest[0] or b"")
