@@ -106,7 +106,15 @@ def pooling(case: Case, data: Case, tolerance: Tolerance) -> None:
     tolerance.close(pool(hidden, np.ones_like(mask), "cls"), case["first_token"], "first_token")
 
 
+def batching(case: Case, data: Case, tolerance: Tolerance) -> None:
+    task = task_named(case["type"] or "normal")
+    group = task.group_size(case["configured_group_size"], case["negatives_in_first_row"])
+    equal(group, case["group_size"], "group_size")
+    equal(task.batch_size(case["default_batch_size"]), case["batch_size"], "batch_size")
+
+
 KINDS = {
+    "icl_batching": batching,
     "icl_inference_prompts": inference_prompts,
     "icl_gemma2_prompts": gemma2_prompts,
     "icl_training_prompts": training_prompts,
