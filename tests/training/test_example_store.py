@@ -1,0 +1,84 @@
+"""Examples from disk are those of the file, rows resolved; everything wrong is named by file and line."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drama_models.errors import CollectionError
+from tests.training.data import corpus_store, write_collection, write_lines, write_plain_examples
+from training import shards
+from training.example_store import ExampleStore
+from training.examples import read_examples
+
+GOOD = {"query_id": "1", "query": "one", "positive_ids": ["d1"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_collection(tmp_path_factory.mktemp("examples") / "c")
+
+
+def open_store(folder: Path, *lines: Any) -> ExampleStore:
+    return ExampleStore(
+        write_lines(folder / "e.jsonl", *lines), corpus_store(folder, folder / "cache"), folder / "cache"
+    )
+
+
+def test_pools_are_the_documents_of_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shards, "BLOCK_LINES", 11)
+    documents = corpus_store(folder, folder / "cache")
+    path = write_plain_examples(tmp_path / "e.jsonl")
+    store, wanted = ExampleStore(path, documents, tmp_path / "cache"), list(read_examples(path))
+    rows = np.random.default_rng(0).permutation(len(wanted))
+    pools = store.pools(rows)
+    assert len(store) == len(wanted)
+    assert store.query_ids(rows) == [wanted[row].query_id for row in rows]
+    assert store.queries(rows) == [wanted[row].query for row in rows]
+    for place, row in enumerate(rows):
+        example = wanted[row]
+        assert documents.ids(pools.positives[place]) == example.positive_ids
+        assert documents.ids(pools.negatives[place]) == example.negative_ids
+        assert pools.positive_scores[place].tolist() == [example.scores[key] for key in example.positive_ids]
+        assert all(math.isnan(score) for score in pools.negative_scores[place])
+
+
+def test_queries_of_equal_text_have_one_hash(folder: Path) -> None:
+    store = open_store(folder, GOOD, GOOD | {"query_id": "2", "query": " ONE"}, GOOD | {"query": "two"})
+    first, second, third = store.query_hashes(np.arange(3)).tolist()
+    assert first == second
+    assert third != first
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{cut", r"e\.jsonl, line 3: not valid JSON"),
+        ({"query_id": "2", "query": "x"}, "line 3: not a training example .*positive_ids"),
+        (GOOD | {"positive_ids": []}, "line 3: query '1' has no positive; provide one, or drop the line"),
+        (GOOD | {"positive_ids": "d1"}, "line 3: .*`positive_ids` must be a list of strings"),
+        (GOOD | {"negative_ids": [4]}, "line 3: .*`negative_ids` must be a list of strings"),
+        (GOOD | {"negative_ids": ["d2", "d1"]}, "line 3: document 'd1' is both a positive and a negative"),
+        (GOOD | {"negative_ids": ["d2", "no"]}, "line 3: document 'no' is not in .*corpus.jsonl"),
+        (GOOD | {"positive_ids": ["nor"]}, "line 3: document 'nor' is not in .*corpus.jsonl"),
+        (GOOD | {"scores": {"d1": math.nan}}, "line 3: the score of document 'd1' is nan; it must be a finite"),
+        (GOOD | {"scores": {"d1": "high"}}, "line 3: the score of document 'd1' is 'high'"),
+        (GOOD | {"scores": [1.0]}, "line 3: .*`scores` must map"),
+        (GOOD | {"query": None}, "line 3: .*`query_id` and `query` must be strings"),
+        (GOOD | {"answer": 1}, "line 3: .*answer"),
+    ],
+)
+def test_what_is_wrong_with_an_example_is_named(folder: Path, line: Any, message: str) -> None:
+    with pytest.raises(CollectionError, match=message):
+        open_store(folder, GOOD, "", line)
+
+
+def test_a_file_without_examples_and_no_file_are_refused(folder: Path) -> None:
+    with pytest.raises(CollectionError, match="at least one line"):
+        open_store(folder, "")
+    with pytest.raises(CollectionError, match="no training examples"):
+        ExampleStore(folder / "absent.jsonl", corpus_store(folder, folder / "cache"), folder / "cache")
