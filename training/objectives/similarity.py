@@ -7,6 +7,7 @@ precision.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -64,6 +65,6 @@ def check_similarity(similarity: str) -> None:
 
 
 def check_temperature(name: str, temperature: float, usual: float) -> None:
-    """Raises a ValueError for a temperature that is not positive."""
-    if not temperature > 0:
+    """Raises a ValueError for a temperature that is not positive and finite."""
+    if not 0 < temperature < math.inf:
         raise ValueError(f"{name}={temperature} must be positive; {usual} is a usual choice.")

@@ -194,6 +194,8 @@ def test_the_trainers_loss_is_the_same_function(retriever_folder: Path) -> None:
 def test_settings_without_sense_are_refused_with_the_fix() -> None:
     with pytest.raises(ValueError, match=r"temperature=0\.0 must be positive; 0\.02"):
         Contrastive(temperature=0.0)
+    with pytest.raises(ValueError, match=r"temperature=nan must be positive; 1\.0"):
+        Contrastive(temperature=math.nan, similarity="dot")
     with pytest.raises(ValueError, match="use cosine, or dot"):
         Contrastive(similarity="euclidean")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="set one of share"):
