@@ -1,0 +1,1 @@
+"""The layer-wise reranker against stock Gemma 2, plain loops and its own folder."""

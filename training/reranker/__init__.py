@@ -1,0 +1,1 @@
+"""The layer-wise reranker: scores a pair of texts at any depth, with a passage compressed on the way."""
