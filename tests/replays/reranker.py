@@ -83,7 +83,8 @@ def _tiny_model(data: Case) -> LayerwiseReranker:
     amplitude, phase = settings.pop("amplitude"), settings.pop("phase")
     settings.pop("attention")
     rope = {"rope_type": "default", "rope_theta": settings.pop("rope_theta")}
-    config = Gemma2Config(**settings, rope_parameters=rope, attn_implementation="eager")
+    config = Gemma2Config(**settings, rope_parameters=rope)
+    config._attn_implementation = "eager"
     model = LayerwiseReranker(config, start_layer=start_layer, layer_sep=layer_sep).double().eval()
     state = {}
     named = zip(data["parameter_names"], data["parameter_shapes"], strict=True)

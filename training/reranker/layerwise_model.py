@@ -50,7 +50,7 @@ class LayerwiseReranker(nn.Module):
 
     def __init__(self, config: Gemma2Config, *, start_layer: int, layer_sep: int = 1) -> None:
         super().__init__()
-        layers = cast(int, config.num_hidden_layers)
+        layers = config.num_hidden_layers
         if not 1 <= start_layer <= layers or layer_sep < 1:
             raise ValueError(
                 f"start_layer={start_layer} must be between 1 and {layers}, and layer_sep={layer_sep} at least 1."
@@ -92,6 +92,11 @@ class LayerwiseReranker(nn.Module):
         with torch.no_grad():
             for head in self.lm_head:
                 cast(ScoreHead, head).linear_head.weight.copy_(row[None])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.embed_tokens.weight.device
 
     def forward(
         self,
@@ -172,7 +177,7 @@ class LayerwiseReranker(nn.Module):
         last = score_places(mask)
         states = self.model.norm(hidden[torch.arange(len(hidden), device=hidden.device), last])  # (B, D)
         logits = head.linear_head(states)[:, 0].float()
-        cap = cast(float | None, self.config.final_logit_softcapping)
+        cap = self.config.final_logit_softcapping
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
 

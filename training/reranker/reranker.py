@@ -98,7 +98,7 @@ class Reranker:
         return scores
 
     def _batch_scores(self, rows: list[PairInput], depth: Depth) -> Tensor:
-        given = (tensor.to(self.model.lm_head[0].linear_head.weight.device) for tensor in padded(rows))
+        given = (tensor.to(self.model.device) for tensor in padded(rows))
         (scores,) = self.model(
             *given,
             cutoff_layers=None if depth.layer is None else [depth.layer],
