@@ -94,7 +94,7 @@ def evaluate(options: argparse.Namespace) -> Answer:
     encoder = _encoder(options)
     documents = list(collection.documents())
     built = Index(encoder.dim)
-    contents = [document.content for document in documents]
+    contents = [document.joined(encoder.document_encoder.profile.title_separator) for document in documents]
     built.add([document.id for document in documents], encoder.encode_documents(contents, show_progress=True))
     retriever = Retriever(encoder, built, bm25=_bm25(documents, options.bm25) if options.bm25 else None)
     # one hit more, so that k are left where a query's own id is dropped
@@ -137,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--runtime", choices=("auto", "torch", "onnx"), default="auto", help="default: auto")
         added.add_argument("--device", help="for torch, such as cuda; default: a GPU if there is one")
         added.add_argument("--max-length", type=int, help="tokens kept of each text; default: the model's limit")
+        added.add_argument("--document-model", help="its document encoder, where that is a folder of its own")
         added.add_argument("--json", action="store_true", help="print the result as JSON")
         added.add_argument("--verbose", action="store_true", help="say what was chosen automatically")
         return added
@@ -174,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
 def _encoder(options: argparse.Namespace) -> Encoder:
     return Encoder.from_pretrained(
         options.model,
+        document_model=options.document_model,
         runtime=options.runtime,
         dim=options.dim,
         max_length=options.max_length,
@@ -187,7 +189,8 @@ def _bm25(documents: Iterable[Document], language: str) -> BM25:
 
 def _encode_collection(encoder: Encoder, model: str, folder: Path, out: Path) -> dict[str, Any]:
     collection = Collection(folder)
-    documents = ((document.id, document.content) for document in collection.documents())
+    separator = encoder.document_encoder.profile.title_separator
+    documents = ((document.id, document.joined(separator)) for document in collection.documents())
     identity = ModelIdentity.of(encoder, model)
     return encode_shards(encoder, documents, out, model=identity, total=collection.count(), show_progress=True)
 

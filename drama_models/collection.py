@@ -30,8 +30,12 @@ class Document:
 
     @property
     def content(self) -> str:
-        """Title and text joined by a space: what is encoded and what BM25 reads."""
-        return f"{self.title} {self.text}".strip()
+        """Title and text joined by a space: what most models encode and what BM25 reads."""
+        return self.joined(" ")
+
+    def joined(self, separator: str) -> str:
+        """Title and text with what a model was trained to read between them; see `Profile.title_separator`."""
+        return f"{self.title}{separator if self.title else ' '}{self.text}".strip()
 
 
 class Collection:

@@ -2,7 +2,8 @@
 
 A pair of encoders (DRAGON, DPR) comes as a sentence-transformers folder with a Router, as a folder with two subfolders,
 or as two repositories named `…-query-encoder` and `…-context-encoder`. Folders of such a pair without
-sentence-transformers files follow DPR's convention: the state of the first token, compared by inner product.
+sentence-transformers files follow DPR's convention: the state of the first token, compared by inner product, and [SEP]
+between title and text.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 MODULES, ROUTER = "modules.json", "router_config.json"
 QUERY_ENCODER, CONTEXT_ENCODER = "query-encoder", "context-encoder"
+PAIRED_SEPARATOR = " [SEP] "
 DOCUMENT_WORDS = ("context", "document", "passage", "ctx")
 
 
@@ -35,6 +37,8 @@ class EncoderLayout:
     """Configuration of the pooling; its name where the folder brings none."""
     normalise: bool
     """Whether embeddings are scaled to length 1."""
+    title_separator: str = " "
+    """Between title and text of a document, where the folder does not say."""
 
 
 def find_folders(
@@ -111,7 +115,11 @@ def _pair(name: str) -> tuple[str, str] | None:
 def _single(folder: Path, *, paired: bool) -> EncoderLayout:
     modules = read_modules(folder)
     if not modules:  # "mean" is what sentence-transformers does with a bare model
-        return EncoderLayout(root=folder, backbone=folder, pooling="cls" if paired else "mean", normalise=not paired)
+        if not paired:
+            return EncoderLayout(root=folder, backbone=folder, pooling="mean", normalise=True)
+        return EncoderLayout(
+            root=folder, backbone=folder, pooling="cls", normalise=False, title_separator=PAIRED_SEPARATOR
+        )
     return _layout(folder, {folder / path: kind for path, kind in modules.items()})
 
 

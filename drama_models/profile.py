@@ -68,6 +68,8 @@ class Profile:
     """Named prompts, such as one for each task."""
     examples: dict[str, tuple[InContextExample, ...]] = field(default_factory=dict)
     """Solved examples of a task, by the name of its prompt; put before its queries unless others are given."""
+    title_separator: str = " "
+    """Between title and text of a document."""
     default_task: str = "query"
     """Name of the prompt that queries get where none is asked for."""
 
@@ -109,6 +111,7 @@ class Profile:
             instruct=instruct,
             prompts=prompts,
             examples=_examples(layout.root / EXAMPLES, instruct),
+            title_separator=stored.get("title_separator", layout.title_separator),
             default_task=default_task,
         )
 
@@ -156,7 +159,10 @@ def _instruct_format(folder: Path, stored: dict[str, Any]) -> InstructFormat | N
     """As config_sentence_transformers.json says, else known by the tags that the tokenizer has as tokens."""
     path = folder / "tokenizer.json"
     if "instruct_format" in stored:
-        return read_format(stored["instruct_format"])
+        try:
+            return read_format(stored["instruct_format"])
+        except PromptError as error:
+            raise ModelFolderError(f"config_sentence_transformers.json of {folder}: {error}") from None
     if not path.is_file():
         return None
     added = set(re.findall(rb'"content":\s*"<(instruct|query|response)>"', path.read_bytes()))

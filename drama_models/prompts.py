@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drama_models.errors import PromptError
+from drama_models.tokenisation import checked_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -91,8 +92,11 @@ class InContextExample:
                 f"Example number {position} has {wrong[0]!r}: {value[wrong[0]]!r}; "
                 f"an example has only texts, named {', '.join(EXAMPLE_KEYS)}."
             )
+        query, response, instruction = (value.get(key) for key in ("query", "response", "instruct"))
         return cls(
-            query=value.get("query") or "", response=value.get("response") or "", instruction=value.get("instruct")
+            query=checked_text(query or "", position),
+            response=checked_text(response or "", position),
+            instruction=None if instruction is None else checked_text(instruction, position),
         )
 
 
@@ -186,7 +190,8 @@ def choose_prompt(profile: Profile, task: str | None, instruction: str | None) -
     """What precedes every query of a call: that of the instruction, else that of the task, else the profile's.
 
     Raises:
-        PromptError: an instruction for a model without a format for one, or a task that it has no prompt for.
+        PromptError: an instruction that is not text or for a model without a format for one, or a task that it has no
+            prompt for.
     """
     known = sorted({*profile.prompts, *profile.examples})
     if task is not None and task not in known:
@@ -200,7 +205,9 @@ def choose_prompt(profile: Profile, task: str | None, instruction: str | None) -
         raise PromptError(
             f"This model has no format for an instruction; leave it out, or pass one of its tasks: {', '.join(known)}."
         )
-    return profile.instruct.before(instruction)
+    if not isinstance(instruction, str):
+        raise PromptError(f"instruction is {type(instruction).__name__}; pass the task in words.")
+    return profile.instruct.before(checked_text(instruction, 0))
 
 
 def choose_examples(
@@ -233,7 +240,8 @@ def read_format(stored: Mapping[str, Any]) -> InstructFormat:
         PromptError: an unknown key, or a tag that is not text.
     """
     known = ("instruction", "query", "response")
-    wrong = [key for key, tag in stored.items() if key not in known or not isinstance(tag, str | None)]
+    given = stored.items() if isinstance(stored, Mapping) else [(str(stored), None)]
+    wrong = [key for key, tag in given if key not in known or not isinstance(tag, str | None)]
     if wrong:
         raise PromptError(f"instruct_format has {wrong[0]!r}; it holds only the tags {', '.join(known)}, as text.")
     return InstructFormat(**stored)

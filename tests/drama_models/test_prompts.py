@@ -80,9 +80,9 @@ def test_tags_as_plain_text_end_a_query_without_a_space() -> None:
     stored = {"instruction": "Instruct: ", "query": "\nQuery: ", "response": "\nResponse: "}
     assert read_format(stored) == IN_CONTEXT_AS_TEXT
     assert read_format({"response": None}) == InstructFormat(response=None)
-    for wrong in ({"answer": "x"}, {"query": 3}):
+    for wrong in ({"answer": "x"}, {"query": 3}, "bge"):
         with pytest.raises(PromptError, match="holds only the tags instruction, query, response"):
-            read_format(wrong)
+            read_format(wrong)  # type: ignore[arg-type]
 
 
 def test_a_vocabulary_without_tokenizer_file_reads_as_stock_bert(tmp_path: Path) -> None:

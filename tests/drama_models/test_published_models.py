@@ -15,7 +15,10 @@ from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AutoModel, AutoTokenizer, BertTokenizer
 
-from drama_models import Encoder, Index, Profile, Retriever
+from drama_models import Collection, Encoder, Index, Profile, Retriever
+from drama_models.bulk import read_shards
+from drama_models.cli import main
+from drama_models.collection import Document
 from drama_models.errors import IndexFolderError, ModelFolderError, PromptError
 from drama_models.index import ModelIdentity
 from tests.conftest import TEXTS
@@ -105,6 +108,26 @@ def test_an_index_of_two_encoders_belongs_to_both(dragon: tuple[Path, Path], tmp
             Retriever(Encoder.from_pretrained(other), index)
 
 
+def test_commands_put_a_separator_between_title_and_text_for_dragon(
+    dragon: tuple[Path, Path], collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors, index = tmp_path / "vectors", tmp_path / "my.index"
+    words = ["encode", str(dragon[0]), str(collection_folder), str(vectors), "--document-model", str(dragon[1])]
+    assert main(words) == 0
+    documents = list(Collection(collection_folder).documents())
+    contents = [f"{document.title} [SEP] {document.text}" for document in documents]
+    expected = first_states(dragon[1], contents)
+    np.testing.assert_allclose(np.concatenate([rows for _, rows in read_shards(vectors)]), expected, atol=1e-4)
+    assert main(["index", str(vectors), str(index)]) == 0
+    capsys.readouterr()
+    assert main(["search", str(index), QUERIES[0], "--k", "3", "--json"]) == 0
+    hits = json.loads(capsys.readouterr().out)
+    scores = first_states(dragon[0], QUERIES[:1]) @ expected.T
+    assert [hit["score"] for hit in hits] == pytest.approx(sorted(scores[0], reverse=True)[:3], rel=1e-4)
+    untitled = Document("d", "", "text alone")
+    assert (untitled.joined(" [SEP] "), untitled.content) == ("text alone", "text alone")
+
+
 def test_a_router_folder_of_sentence_transformers_gives_its_vectors(dragon: tuple[Path, Path], tmp_path: Path) -> None:
     query, document = ([Transformer(str(folder)), Pooling(32, pooling_mode="cls")] for folder in dragon)
     stock = SentenceTransformer(modules=[Router.for_query_document(query, document)], device="cpu")
@@ -143,6 +166,9 @@ def test_examples_and_prompts_of_the_folder_serve_their_task(icl: Path, tmp_path
     (folder / "examples.json").write_text(json.dumps({"web": EXAMPLES}), encoding="utf-8")
     encoder, plain = Encoder.from_pretrained(folder), Encoder.from_pretrained(icl)
     given = plain.encode_queries(QUERIES, instruction=WEB_SEARCH, examples=EXAMPLES)
+    assert np.isfinite(plain.encode_queries(QUERIES, instruction="\ud800", examples=[{"query": "\udc00"}])).all()
+    with pytest.raises(PromptError, match="instruction is int; pass the task in words"):
+        plain.encode_queries(QUERIES, instruction=3)  # type: ignore[arg-type]
     np.testing.assert_array_equal(encoder.encode_queries(QUERIES, task="web"), given)
     np.testing.assert_array_equal(encoder.encode_queries(QUERIES), given)
     without = plain.encode_queries(QUERIES, instruction=WEB_SEARCH)
@@ -198,6 +224,7 @@ def test_long_queries_are_cut_and_their_examples_are_not(icl: Path) -> None:
         ({"instruction": "Find it."}, "no format for an instruction"),
         ({"task": "Find the answer."}, "task='Find the answer.' is not among the tasks of this model, which are: none"),
         ({"examples": [{"query": "q", "response": "r"}]}, "not trained with examples"),
+        ({"instruction": 3}, "no format for an instruction"),
         ({"examples": ["q"]}, "Example number 0 is str; pass mappings with `query` and `response`"),
         ({"examples": [{}, {"answer": "r"}]}, "Example number 1 has 'answer': 'r'"),
         ({"examples": [{"query": 3}]}, "Example number 0 has 'query': 3; an example has only texts"),
