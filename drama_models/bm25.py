@@ -13,6 +13,9 @@ from drama_models.errors import MissingExtraError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from numpy.typing import NDArray
+
+GROUP_SIZE = 64
 WORD = re.compile(r"\w+")
 # Lucene's English stop words, those of Anserini's BM25 baselines.
 STOP_WORDS = {
@@ -72,11 +75,23 @@ class BM25:
         if not terms:
             return []
         scores: Any = self._retriever.get_scores(terms)
-        rows = np.flatnonzero(scores > 0)
-        if k < len(rows):  # sorting only what can be among the best is ten times faster on 100,000 documents
-            rows = rows[scores[rows] >= np.partition(scores[rows], -k)[-k]]
-        best = rows[np.argsort(-scores[rows], kind="stable")][:k]  # ties go to the earlier document
+        best = _best_rows(scores, k)
         return [(str(self.ids[row]), float(scores[row])) for row in best]
+
+
+def _best_rows(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Rows of the k highest scores above zero, best first; ties go to the earlier row.
+
+    The scores are dealt to groups. Where k groups reach a value, the k best are no lower: only what reaches it too,
+    a few hundred of millions, need be sorted.
+    """
+    groups = len(scores) // GROUP_SIZE
+    least = np.finfo(np.float32).tiny
+    if 0 < k < groups:
+        highest = scores[: groups * GROUP_SIZE].reshape(GROUP_SIZE, groups).max(axis=0)
+        least = max(least, np.partition(highest, -k)[-k])
+    rows = np.flatnonzero(scores >= least)
+    return rows[np.argsort(-scores[rows], kind="stable")][:k]
 
 
 def _pairs(run: str) -> list[str]:

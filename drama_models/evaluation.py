@@ -8,11 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from drama_models.errors import CollectionError, MissingExtraError
 from drama_models.folders import atomic_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
 Run = dict[str, dict[str, float]]
 """Query id to document id to score."""
@@ -74,6 +78,32 @@ def evaluate_per_query(
 def without_identical_ids(run: Mapping[str, Mapping[str, float]]) -> Run:
     """The run without hits whose document id is the query id."""
     return {query: {key: score for key, score in hits.items() if key != query} for query, hits in run.items()}
+
+
+def pool_metrics(scores: NDArray[np.floating[Any]], positive: NDArray[np.integer[Any]], k: int) -> dict[str, float]:
+    """How high each query's positive stands in a pool of documents: DRAGON's validation, whose MRR picks checkpoints.
+
+    Args:
+        scores: (number of queries, number of documents), any float dtype.
+        positive: (number of queries,), column of each query's positive.
+        k: for the accuracy.
+
+    Returns:
+        average_rank (1 is best), mrr (without a cut-off), accuracy_at_k; a tie counts against the positive.
+
+    Raises:
+        ValueError: there are no queries, or the shapes do not fit.
+    """
+    scores, positive = np.asarray(scores), np.asarray(positive)
+    if scores.ndim != 2 or positive.shape != scores.shape[:1] or not len(positive):
+        raise ValueError(f"Expected scores (n, documents) and positive (n,), found {scores.shape}, {positive.shape}.")
+    own = scores[np.arange(len(positive)), positive]
+    ranks = (scores >= own[:, None]).sum(axis=1)
+    return {
+        "average_rank": float(ranks.mean()),
+        "mrr": float((1 / ranks).mean()),
+        "accuracy_at_k": float((ranks <= k).mean()),
+    }
 
 
 def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], name: str = "drama") -> None:

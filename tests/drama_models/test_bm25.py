@@ -63,3 +63,15 @@ def test_no_match_and_ties() -> None:
     assert bm25.search(["absent words", ""], k=5) == [[], []]
     assert [key for key, _ in bm25.search(["same"], k=5)[0]] == ["first", "second"]
     assert len(bm25.search(["same"], k=1)[0]) == 1
+
+
+def test_of_many_documents_the_best_are_those_of_a_full_sort_with_ties_in_order() -> None:
+    words = ["tide", "salt", "reef", "wave", "sea"]
+    documents = {f"d{number}": " ".join(words[: number % 4] + ["sea"] * (number % 7)) for number in range(3000)}
+    bm25 = BM25(documents.items())
+    (everything,) = bm25.search(["tide salt wave"], k=len(documents))
+    places = {key: place for place, key in enumerate(documents)}
+    assert everything == sorted(everything, key=lambda hit: (-hit[1], places[hit[0]]))
+    assert len(everything) < len(documents)
+    for k in (0, 1, 5, 40, 100, 1000):
+        assert bm25.search(["tide salt wave"], k=k)[0] == everything[:k]

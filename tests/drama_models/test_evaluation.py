@@ -5,10 +5,18 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from drama_models.errors import CollectionError
-from drama_models.evaluation import evaluate, evaluate_per_query, read_run, without_identical_ids, write_run
+from drama_models.evaluation import (
+    evaluate,
+    evaluate_per_query,
+    pool_metrics,
+    read_run,
+    without_identical_ids,
+    write_run,
+)
 
 RUN = {"q1": {"a": 3.0, "b": 2.0, "c": 1.0}, "q2": {"c": 5.0, "a": 4.0}}
 QRELS = {"q1": {"b": 1, "x": 1}, "q2": {"a": 2, "c": 1}, "q3": {"a": 1}}
@@ -61,3 +69,12 @@ def test_malformed_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CollectionError, match="holds white space"):
         write_run(path, {"q 1": {"a": 1.0}})
     assert path.read_text(encoding="utf-8").startswith("q1 Q0 a")  # the old file stands
+
+
+def test_pool_metrics_count_what_stands_before_the_positive() -> None:
+    scores = np.array([[0.1, 0.9, 0.5], [0.7, 0.7, 0.2]])
+    found = pool_metrics(scores, np.array([2, 0]), k=1)
+    assert found == {"average_rank": 2.0, "mrr": 0.5, "accuracy_at_k": 0.0}  # rank 2 each, by a tie in the second
+    assert pool_metrics(scores, np.array([2, 0]), k=2)["accuracy_at_k"] == 1.0
+    with pytest.raises(ValueError, match=r"found \(2, 3\), \(3,\)"):
+        pool_metrics(scores, np.array([0, 1, 2]), k=1)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
+from drama_models.evaluation import pool_metrics
 from tests.replays.compare import Tolerance, equal
 from training.augment.crop import sentence_crops
 from training.augment.deduplicate import duplicate_positions, normalise
@@ -83,7 +86,16 @@ def teacher_filter(case: Case, data: Case, tolerance: Tolerance) -> None:
         )
 
 
+def rank_metrics(case: Case, data: Case, tolerance: Tolerance) -> None:
+    given = case["input"]
+    found = pool_metrics(np.array(given["scores"]), np.array(given["positive_index"]), given["k"])
+    equal(sorted(found), sorted(case["output"]), "names")
+    for name, value in case["output"].items():
+        tolerance.close(found[name], value, name)
+
+
 KINDS = {
+    "dragon_rank_metrics": rank_metrics,
     "specialization_retriever_filter": retriever_filter,
     "specialization_teacher_filter": teacher_filter,
     "drama_rerank_parse": rerank_parse,

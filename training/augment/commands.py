@@ -81,6 +81,15 @@ def _filter(arguments: list[str]) -> str:
     return f"{made} ({drops}; samples in report.json); next: {PROGRAM} train {files} ..."
 
 
+def _triplets(arguments: list[str]) -> str:
+    from training.augment.triplets import TripletsRecipe, make_triplets
+
+    recipe = parse_recipe(TripletsRecipe, arguments, command=f"{PROGRAM} triplets")
+    figures = make_triplets(recipe)["figures"]
+    made = f"made {recipe.out}: {figures['examples']:,} triplets of {figures['tasks']:,} tasks"
+    return f"{made}; next: {PROGRAM} train --collection {recipe.out} --examples {recipe.out / 'examples.jsonl'} ..."
+
+
 def _augment(arguments: list[str]) -> str:
     from training.augment.templates import show_prompts
 
@@ -101,5 +110,6 @@ COMMANDS = {
     "mine": (_mine, "what a teacher ranks for each query"),
     "rerank": (_rerank, "lists in the order of a large model or a cross-encoder"),
     "filter": (_filter, "keep the queries that are worth training on"),
+    "triplets": (_triplets, "tasks, queries and passages, all by a large model"),
     "augment": (_augment, "--show-prompts: what a large model is asked"),
 }

@@ -28,7 +28,8 @@ def passages(tmp_path: Path) -> Path:
 
 def recipe(passages: Path, url: str, **changes: Any) -> GenerateRecipe:
     llm = Endpoint(url=url, model="tiny", first_wait_s=0.01, attempts=2)
-    return GenerateRecipe(**({"collection": passages, "out": passages.parent / "made", "llm": llm} | changes))
+    settings: dict[str, Any] = {"collection": passages, "out": passages.parent / "made", "llm": llm}
+    return GenerateRecipe(**settings | changes)
 
 
 def reply(messages: list[dict[str, str]]) -> str:

@@ -192,7 +192,7 @@ def test_a_run_is_reranked_by_a_model_and_goes_on_from_its_answers(collection_fo
 @pytest.fixture(scope="module")
 def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random BERT with one score."""
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
     folder = tmp_path_factory.mktemp("cross") / "encoder"
     words = [
@@ -206,12 +206,13 @@ def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    settings: dict[str, Any] = {"num_labels": 1, "initializer_range": 0.5}
     config = BertConfig(
         vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        num_labels=1, initializer_range=0.5,
+        **settings,
     )  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(folder)
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizer(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
 
 
