@@ -1,6 +1,6 @@
 """Encode two texts with the installed wheel in an environment that has no torch.
 
-python - RELEASE < .ci/encode_two_texts.py       (outside the checkout, so that the wheel is what is imported)
+python - FOLDER... < .ci/encode_two_texts.py       (outside the checkout, so that the wheel is what is imported)
 """
 
 import sys
@@ -13,7 +13,8 @@ from drama_models import Encoder
 heavy = [package for package in ("torch", "transformers", "sentence_transformers") if find_spec(package)]
 if heavy:
     sys.exit(f"this environment has {heavy}; it must hold the wheel and its own requirements only")
-encoder = Encoder.from_pretrained(sys.argv[1])
-vectors = encoder.encode_documents(["Return the mean along an axis.", "Join two tables on a shared column."])
-np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-print(f"{encoder.runtime.name} runtime without torch: {vectors.shape[0]} texts, {vectors.shape[1]} numbers each")
+for folder in sys.argv[1:]:
+    encoder = Encoder.from_pretrained(folder)
+    vectors = encoder.encode_documents(["Return the mean along an axis.", "Join two tables on a shared column."])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    print(f"{folder}: {vectors.shape[0]} texts, {vectors.shape[1]} numbers each, by {encoder.runtime.description}")

@@ -18,24 +18,25 @@ def windows(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield window
 
 
-def budget_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Positions grouped so that a padded batch has at most `max_tokens` tokens, longest first.
+def budget_batches(lengths: Sequence[int], max_tokens: int, *, packed: bool = False) -> Iterator[list[int]]:
+    """Positions grouped so that a batch has at most `max_tokens` tokens, longest first.
 
     Args:
         lengths: tokens of each text.
-        max_tokens: budget of a batch, padding included; a text longer than it gets a batch of its own.
+        max_tokens: budget of a batch; a text longer than it gets a batch of its own.
+        packed: count the texts' own tokens only; else their padding to the batch's first text too.
 
     Yields:
-        Positions into `lengths`, each exactly once; every batch is padded to its first text.
+        Positions into `lengths`, each exactly once.
     """
     batch: list[int] = []
-    longest = 0
+    cost = 0
     for position in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and longest * (len(batch) + 1) > max_tokens:
+        added = lengths[position] if packed or not batch else lengths[batch[0]]
+        if batch and cost + added > max_tokens:
             yield batch
-            batch = []
-        if not batch:
-            longest = lengths[position]
+            batch, cost, added = [], 0, lengths[position]
         batch.append(position)
+        cost += added
     if batch:
         yield batch

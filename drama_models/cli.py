@@ -134,7 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     def command(function: Callable[[argparse.Namespace], Answer]) -> argparse.ArgumentParser:
         added = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
         added.set_defaults(command=function)
-        added.add_argument("--runtime", choices=("auto", "torch", "onnx"), default="auto", help="default: auto")
+        added.add_argument(
+            "--runtime", choices=("auto", "torch", "onnx", "onnx-file"), default="auto", help="default: auto"
+        )
         added.add_argument("--device", help="for torch, such as cuda; default: a GPU if there is one")
         added.add_argument("--max-length", type=int, help="tokens kept of each text; default: the model's limit")
         added.add_argument("--document-model", help="its document encoder, where that is a folder of its own")

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import warnings
 from functools import cached_property, partial
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from drama_models.batching import budget_batches, windows
-from drama_models.errors import DimensionError, MissingExtraError, ModelFolderError, TextsCutWarning
+from drama_models.errors import DimensionError, ModelFolderError, TextsCutWarning
 from drama_models.layout import find_folders, find_layouts
-from drama_models.model_folder import ONNX_GRAPH, fingerprint
+from drama_models.model_folder import fingerprint
 from drama_models.pooling import finish
 from drama_models.profile import Profile
 from drama_models.prompts import InContextPrompter, choose_examples, choose_prompt, examples_prefix
+from drama_models.runtimes.choice import load_runtime
 from drama_models.tokenisation import TextTokenizer, checked_text, load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -31,16 +30,12 @@ if TYPE_CHECKING:
     from drama_models.layout import EncoderLayout
     from drama_models.prompts import InContextExample
     from drama_models.runtimes import Runtime
+    from drama_models.runtimes.choice import Precision, RuntimeName
 
     Tokenisation = Callable[[list[str]], tuple[list[NDArray[np.int64]], int]]
     """Texts to their token ids, and the number of texts that were cut."""
 
-logger = logging.getLogger(__name__)
-
-RuntimeName = Literal["auto", "torch", "onnx"]
 WINDOW_TEXTS = 4096  # sorted by length together; also what a streaming call holds in memory
-BATCH_TOKENS = 1024  # padded tokens in a batch: the sweet spot of two CPU cores, larger is no faster there
-GPU_BATCH_TOKENS = 16_384
 
 
 class Encoder:
@@ -59,7 +54,6 @@ class Encoder:
         self.document_encoder = document_encoder or self
         self._tokenizer = tokenizer
         self.dim = checked_dim(dim, profile)
-        self.batch_tokens = GPU_BATCH_TOKENS if getattr(runtime, "device", "cpu") != "cpu" else BATCH_TOKENS
 
     @classmethod
     def from_pretrained(
@@ -70,8 +64,10 @@ class Encoder:
         runtime: RuntimeName = "auto",
         dim: int | None = None,
         max_length: int | None = None,
+        precision: Precision = "auto",
+        sample_texts: Sequence[str] | None = None,
         device: str | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        threads: int | None = None,
         revision: str | None = None,
     ) -> Encoder:
         """Load an encoder from a folder or from the hub.
@@ -81,12 +77,15 @@ class Encoder:
                 `facebook/drama-base` or `BAAI/bge-en-icl`; or a hub name.
             document_model: folder or hub name of the document encoder, where it is not in `model`. One of two folders
                 called `…-query-encoder` and `…-context-encoder` finds the other by itself.
-            runtime: "torch", "onnx" (needs `onnx/model.onnx` in the folder), or "auto": ONNX where a graph is there
-                and no device or dtype is asked for, else torch.
+            runtime: "torch"; "onnx", straight from the safetensors of a Llama, else from `onnx/model.onnx`;
+                "onnx-file", from that file in any case; or "auto": torch for a GPU or bf16, else ONNX where it can run
+                the folder, else torch. `encoder.runtime.description` says what was chosen.
             dim: coordinates to keep, cut before normalising; all by default.
             max_length: tokens kept of each text, its ends included; the model's own limit by default.
+            precision: "fp32", "bf16" or "fp16" (torch), or "int8" (ONNX from safetensors); "auto" is exact, so fp32.
+            sample_texts: documents that int8 is calibrated and measured on; built-in ones in twelve scripts by default.
             device: for torch, such as "cuda"; a GPU if there is one by default.
-            dtype: number format of the torch weights.
+            threads: of one call of ONNX Runtime; by default the environment's DRAMA_THREADS, else every core.
             revision: branch, tag or commit on the hub.
 
         Raises:
@@ -94,13 +93,16 @@ class Encoder:
             AttentionDirectionError: its attention direction cannot be honoured.
             DimensionError: `dim` is below 1 or above the hidden size.
             MissingExtraError: the runtime's packages are not installed.
+            DeviceError: the runtime does not have this device or precision.
+            PrecisionError: int8 would lose too much on this model.
         """
         query, document = find_layouts(*find_folders(model, document_model, revision))
-        settings: dict[str, Any] = {"dim": dim, "max_length": max_length, "device": device, "dtype": dtype}
+        computing: dict[str, Any] = {"runtime": runtime, "precision": precision, "sample_texts": sample_texts}
+        computing |= {"device": device, "threads": threads}
         if query is document:
-            return cls._load(query, runtime, **settings)
-        document_encoder = cls._load(document, runtime, **settings)
-        encoder = cls._load(query, runtime, document_encoder=document_encoder, **settings)
+            return cls._load(query, dim, max_length, computing)
+        document_encoder = cls._load(document, dim, max_length, computing)
+        encoder = cls._load(query, dim, max_length, computing, document_encoder)
         sizes = encoder.profile.hidden_size, document_encoder.profile.hidden_size
         if sizes[0] != sizes[1]:
             raise ModelFolderError(
@@ -113,33 +115,18 @@ class Encoder:
     def _load(
         cls,
         layout: EncoderLayout,
-        runtime: RuntimeName,
-        *,
         dim: int | None,
         max_length: int | None,
-        device: str | None,
-        dtype: Literal["float32", "bfloat16"],
+        computing: dict[str, Any],
         document_encoder: Encoder | None = None,
     ) -> Encoder:
         folder, profile = layout.backbone, Profile.of(layout)
         checked_dim(dim, profile)
         tokenizer = TextTokenizer(folder, profile, max_length or profile.max_length)
-        if runtime == "auto":
-            plain = device is None and dtype == "float32"
-            runtime = "onnx" if plain and (folder / ONNX_GRAPH).is_file() else "torch"
-            if runtime == "torch" and find_spec("torch") is None:
-                raise MissingExtraError(f"{folder} has no {ONNX_GRAPH}, so encoding with it", "torch")
-            logger.info("runtime='auto' chose %r for %s", runtime, folder)
-        computing: Runtime
-        if runtime == "onnx":
-            from drama_models.runtimes.onnx_runtime import OnnxRuntime
-
-            computing = OnnxRuntime(folder, profile)
-        else:
-            from drama_models.runtimes.torch_runtime import TorchRuntime
-
-            computing = TorchRuntime(folder, profile, device, dtype)
-        return cls(layout, profile, tokenizer, computing, dim, document_encoder)
+        runtime = load_runtime(
+            folder, profile, lambda texts: tokenizer.encode(texts, profile.document_prompt)[0], **computing
+        )
+        return cls(layout, profile, tokenizer, runtime, dim, document_encoder)
 
     def encode_queries(
         self,
@@ -229,6 +216,9 @@ class Encoder:
         self, texts: str | Iterable[str], tokenise: Tokenisation, dim: int | None, *, show_progress: bool
     ) -> NDArray[np.float32]:
         size = self.dim if dim is None else checked_dim(dim, self.profile)
+        if isinstance(texts, str) and not show_progress:
+            (rows,) = self._stream([texts], tokenise, size)
+            return rows  # a single text: no bar to set up, nothing to join
         given = [texts] if isinstance(texts, str) else texts
         total = len(given) if isinstance(given, list | tuple) else None
         pieces = []
@@ -245,7 +235,9 @@ class Encoder:
             ids, cut_here = tokenise(window)
             cut += cut_here
             vectors = np.empty((len(window), dim), dtype=np.float32)
-            for batch in budget_batches([len(row) for row in ids], self.batch_tokens):
+            for batch in budget_batches(
+                [len(row) for row in ids], self.runtime.batch_tokens, packed=self.runtime.packed
+            ):
                 pooled = self.runtime.embed([ids[position] for position in batch])
                 vectors[batch] = finish(pooled, dim, normalise=self.profile.normalise)
             yield vectors

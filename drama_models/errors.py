@@ -5,6 +5,7 @@
     ├── ModelFolderError (ValueError)           a model folder is incomplete, damaged or of the wrong shape
     │   └── AttentionDirectionError             its attention direction cannot be honoured here
     ├── DeviceError (ValueError)                a device or number format that a runtime cannot compute with here
+    ├── PrecisionError (ValueError)             a model's embeddings would be too far off in int8
     ├── TextError (TypeError)                   something that is not text was passed to be encoded
     ├── PromptError (ValueError)                a task, instruction or example that the model has no format for
     ├── DimensionError (ValueError)             an embedding size that the model does not have
@@ -44,6 +45,10 @@ class AttentionDirectionError(ModelFolderError):
 
 class DeviceError(DramaError, ValueError):
     """A device or number format that a runtime cannot compute with here."""
+
+
+class PrecisionError(DramaError, ValueError):
+    """A model's embeddings would be too far off in the precision that was asked for."""
 
 
 class TextError(DramaError, TypeError):

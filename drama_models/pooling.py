@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 Pooling = Literal["mean", "last", "cls"]
@@ -32,6 +34,25 @@ def pool(hidden: NDArray[np.floating], attention_mask: NDArray[np.integer], pool
         return hidden[rows, attention_mask.argmax(axis=1)]
     last = attention_mask.shape[1] - 1 - attention_mask[:, ::-1].argmax(axis=1)
     return hidden[rows, last]
+
+
+def pool_rows(states: NDArray[np.float32], lengths: Sequence[int], pooling: Pooling) -> NDArray[np.float32]:
+    """One vector for each text of a row without padding.
+
+    Args:
+        states: last hidden states of all tokens, text after text, (N, D).
+        lengths: tokens of each text, at least one, N in all.
+        pooling: mean over a text's tokens, its last token, or its first one.
+
+    Returns:
+        (number of texts, D), not normalised.
+    """
+    ends = np.cumsum(np.asarray(lengths, dtype=np.int64))
+    starts = ends - lengths
+    if pooling == "mean":
+        sums: NDArray[np.float32] = np.add.reduceat(states, starts, axis=0)
+        return sums / np.asarray(lengths, dtype=np.float32)[:, None]
+    return states[starts if pooling == "cls" else ends - 1]
 
 
 def finish(pooled: NDArray[np.floating], dim: int | None, *, normalise: bool) -> NDArray[np.floating]:

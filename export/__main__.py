@@ -27,8 +27,9 @@ def _release(arguments: list[str]) -> str:
 
 
 def _verify(arguments: list[str]) -> str:
+    from drama_models.sample_texts import SAMPLE_TEXTS
     from export.card import parity_table
-    from export.verify import SAMPLE_TEXTS, verify
+    from export.verify import verify
 
     recipe = parse_recipe(VerifyRecipe, arguments, command="python -m export verify")
     return parity_table([client.as_json() for client in verify(recipe.release, SAMPLE_TEXTS)])

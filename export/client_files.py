@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from export.llama_graph import rope_settings
+from drama_models.runtimes.llama_shape import rope_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

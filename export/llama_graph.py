@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from drama_models.errors import ModelFolderError
+from drama_models.runtimes.llama_shape import LlamaShape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,34 +27,6 @@ if TYPE_CHECKING:
 OPSET, IR_VERSION = 17, 8
 BLOCKED = -1e9  # added to a score that must not count; far below any score, and safe to add to
 OUTPUT = "last_hidden_state"
-
-
-def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary settings of a config.json, whether written by transformers 4 or 5.
-
-    Raises:
-        ModelFolderError: a kind of scaling that is not built here.
-    """
-    settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    settings.setdefault("rope_theta", config.get("rope_theta", 10_000.0))
-    kind = settings.get("rope_type", settings.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ModelFolderError(f"Rotary scaling {kind!r} cannot be exported; supported are default and llama3.")
-    return settings | {"rope_type": kind}
-
-
-def inverse_frequencies(config: Mapping[str, Any], head_dim: int) -> NDArray[np.float32]:
-    """Rotary frequencies, (d / 2,): Su et al., 2021, with the frequency bands of Llama 3.1 where they are asked for."""
-    settings = rope_settings(config)
-    frequencies = 1.0 / settings["rope_theta"] ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    if settings["rope_type"] == "default":
-        return frequencies.astype(np.float32)
-    low, high, original = (
-        settings[key] for key in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    )
-    turns = original * frequencies / (2 * math.pi)  # rotations within the original length
-    share = np.clip((turns - low) / (high - low), 0, 1)  # 0: slowed by the factor, 1: left alone
-    return ((1 - share) * frequencies / settings["factor"] + share * frequencies).astype(np.float32)
 
 
 def build_graph(config: Mapping[str, Any], weights: Mapping[str, NDArray[Any]], *, bidirectional: bool) -> ModelProto:
@@ -69,13 +41,11 @@ def build_graph(config: Mapping[str, Any], weights: Mapping[str, NDArray[Any]], 
         ModelFolderError: an activation or rotary scaling that is not built here.
         KeyError: a weight is missing.
     """
-    if config.get("hidden_act", "silu") != "silu":
-        raise ModelFolderError(f"Activation {config['hidden_act']!r} cannot be exported; supported is silu.")
-    builder = _Builder(config, weights)
+    builder = _Builder(LlamaShape.from_config(config), weights)
     states = builder.op("Gather", [builder.weight("embed_tokens.weight"), "input_ids"])  # (B, T, D)
     bias = builder.attention_bias(bidirectional=bidirectional)
     rotation = builder.rotation()
-    for layer in range(config["num_hidden_layers"]):
+    for layer in range(builder.shape.layers):
         prefix = f"layers.{layer}"
         attended = builder.attention(builder.rms_norm(states, f"{prefix}.input_layernorm"), prefix, bias, rotation)
         states = builder.op("Add", [states, attended])
@@ -83,7 +53,7 @@ def build_graph(config: Mapping[str, Any], weights: Mapping[str, NDArray[Any]], 
         states = builder.op("Add", [states, widened])
     builder.rms_norm(states, "norm", OUTPUT)
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in builder.INPUTS]
-    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", "length", config["hidden_size"]])
+    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", "length", builder.shape.hidden_size])
     graph = helper.make_graph(builder.nodes, "llama_encoder", inputs, [output], builder.initializers)
     opset = helper.make_opsetid("", OPSET)
     return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="drama-models")
@@ -94,11 +64,9 @@ class _Builder:
 
     INPUTS = ("input_ids", "attention_mask")
 
-    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, NDArray[Any]]) -> None:
-        self.config, self.weights = config, weights
-        self.heads = config["num_attention_heads"]
-        self.kv_heads = config.get("num_key_value_heads") or self.heads
-        self.head_dim = config.get("head_dim") or config["hidden_size"] // self.heads
+    def __init__(self, shape: LlamaShape, weights: Mapping[str, NDArray[Any]]) -> None:
+        self.shape, self.weights = shape, weights
+        self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, shape.head_dim
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], str] = {}
@@ -135,7 +103,7 @@ class _Builder:
         """W * x / sqrt(mean(x^2) + eps), in the shape that ONNX Runtime recognises and fuses."""
         square = self.op("Pow", [states, self.scalar(2.0)])
         mean = self.op("ReduceMean", [square], axes=[-1], keepdims=1)
-        root = self.op("Sqrt", [self.op("Add", [mean, self.scalar(self.config.get("rms_norm_eps", 1e-6))])])
+        root = self.op("Sqrt", [self.op("Add", [mean, self.scalar(self.shape.epsilon)])])
         return self.op("Mul", [self.op("Div", [states, root]), self.weight(f"{name}.weight")], output)
 
     def positions(self) -> str:
@@ -146,7 +114,7 @@ class _Builder:
     def rotation(self) -> tuple[str, str]:
         """Cosine and sine of every position and frequency, (T, d / 2) each."""
         column = self.op("Cast", [self.op("Unsqueeze", [self.positions(), self.constant([1])])], to=TensorProto.FLOAT)
-        angles = self.op("Mul", [column, self.constant(inverse_frequencies(self.config, self.head_dim)[None])])
+        angles = self.op("Mul", [column, self.constant(self.shape.frequencies[None])])
         return self.op("Cos", [angles]), self.op("Sin", [angles])
 
     def attention_bias(self, *, bidirectional: bool) -> str:

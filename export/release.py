@@ -17,10 +17,11 @@ from drama_models.folders import atomic_folder
 from drama_models.model_folder import check_llama_weights, read_json, weight_files
 from drama_models.profile import Profile
 from drama_models.provenance import write_provenance
+from drama_models.sample_texts import SAMPLE_TEXTS
 from export.card import CARD_FILE, write_card
 from export.client_files import release_config, sentence_transformers_files, tokenizer_files
 from export.to_onnx import write_onnx
-from export.verify import SAMPLE_TEXTS, largest_difference, verify
+from export.verify import largest_difference, verify
 
 if TYPE_CHECKING:
     from export.verify import Parity

@@ -15,6 +15,15 @@ class Runtime(Protocol):
     """Computes one pooled vector for each text of a batch."""
 
     name: str
+    description: str
+    """What computes, in which precision; shown to whoever asks what "auto" chose."""
+    batch_tokens: int
+    """Tokens in a batch that it is fastest with."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether a batch costs its real tokens only, so that its budget need not count padding."""
+        ...
 
     def embed(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Pooled vectors, not cut and not normalised.

@@ -53,7 +53,7 @@ class TorchRuntime:
         DeviceError: the device is not there, or the number format is not one of this runtime.
     """
 
-    name = "torch"
+    name = description = "torch"
 
     def __init__(
         self,

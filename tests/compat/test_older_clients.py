@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from drama_models import Encoder
-from export.verify import SAMPLE_TEXTS
+from drama_models.sample_texts import SAMPLE_TEXTS
 from tests.conftest import TEXTS
 
 SCRIPT = Path(__file__).parent / "remote_code.py"

@@ -119,7 +119,7 @@ def test_pickle_weights_are_never_loaded(folder: Path) -> None:
 def test_a_damaged_graph_is_named(folder: Path) -> None:
     (folder / "onnx" / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelFolderError, match=r"model\.onnx cannot be read"):
-        Encoder.from_pretrained(folder, runtime="onnx")
+        Encoder.from_pretrained(folder, runtime="onnx-file")
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +16,11 @@ from transformers import AutoTokenizer
 
 from drama_models import DramaModel, Encoder
 from drama_models import encoder as encoder_module
-from drama_models.errors import DimensionError, MissingExtraError, ModelFolderError
+from drama_models.errors import DeviceError, DimensionError, MissingExtraError, ModelFolderError
+from drama_models.runtimes import choice
 from tests.conftest import TEXTS
 
-RUNTIMES = ["torch", "onnx"]
+RUNTIMES = ["torch", "onnx", "onnx-file"]
 
 
 @pytest.fixture(params=RUNTIMES)
@@ -93,20 +96,42 @@ def test_max_length_cuts_and_says_so_once(release_folder: Path) -> None:
     np.testing.assert_allclose(cut[0], cut[1], atol=1e-6)
 
 
-def test_auto_takes_onnx_where_there_is_a_graph_and_torch_elsewhere(
-    release_folder: Path, retriever_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_auto_takes_onnx_for_a_llama_and_says_so(
+    release_folder: Path, retriever_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert Encoder.from_pretrained(release_folder).runtime.name == "onnx"
-    assert Encoder.from_pretrained(release_folder, dtype="bfloat16").runtime.name == "torch"
-    assert Encoder.from_pretrained(retriever_folder).runtime.name == "torch"
-    monkeypatch.setattr(encoder_module, "find_spec", lambda _: None)
+    with caplog.at_level(logging.INFO, logger="drama_models"):
+        encoder = Encoder.from_pretrained(retriever_folder, threads=1)
+    assert encoder.runtime.name == "onnx"
+    assert encoder.runtime.description == "ONNX Runtime from safetensors, fp32, threads: 1"
+    assert encoder.runtime.description in caplog.text
+    assert Encoder.from_pretrained(release_folder, precision="bf16").runtime.name == "torch"
+    assert Encoder.from_pretrained(release_folder, device="cpu").runtime.name == "torch"
+
+
+def test_auto_takes_a_graph_file_where_there_are_no_weights_and_torch_where_it_must(
+    release_folder: Path, retriever_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph_only = shutil.copytree(release_folder, tmp_path / "graph", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert "model.onnx" in Encoder.from_pretrained(graph_only).runtime.description
+    scaled = shutil.copytree(retriever_folder, tmp_path / "scaled")
+    set_config(scaled, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0})
+    assert Encoder.from_pretrained(scaled).runtime.name == "torch"
+    with pytest.raises(ModelFolderError, match=r"no onnx/model\.onnx, and Rotary scaling 'yarn'.*runtime='torch'"):
+        Encoder.from_pretrained(scaled, runtime="onnx")
+    monkeypatch.setattr(choice, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'drama-models\[torch\]'"):
-        Encoder.from_pretrained(retriever_folder)
+        Encoder.from_pretrained(scaled)
 
 
-def test_onnx_without_a_graph_names_the_command(retriever_folder: Path) -> None:
-    with pytest.raises(ModelFolderError, match="python -m export release"):
-        Encoder.from_pretrained(retriever_folder, runtime="onnx")
+def test_a_precision_that_a_runtime_lacks_is_refused_with_those_it_has(release_folder: Path) -> None:
+    refusals: list[tuple[choice.RuntimeName, choice.Precision, str]] = [
+        ("torch", "int8", "auto, fp32, bf16, fp16"),
+        ("onnx", "bf16", "needs runtime='torch'"),
+        ("onnx-file", "int8", "runtime='onnx'"),
+    ]
+    for runtime, precision, message in refusals:
+        with pytest.raises(DeviceError, match=message):
+            Encoder.from_pretrained(release_folder, runtime=runtime, precision=precision)
 
 
 def test_fingerprint_depends_on_the_weights_and_not_on_the_runtime(release_folder: Path, tmp_path: Path) -> None:
@@ -136,3 +161,8 @@ def both(release_folder: Path) -> tuple[Encoder, Encoder]:
         Encoder.from_pretrained(release_folder, runtime="torch"),
         Encoder.from_pretrained(release_folder, runtime="onnx"),
     )
+
+
+def set_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")

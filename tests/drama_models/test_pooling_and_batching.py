@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drama_models.batching import budget_batches, windows
-from drama_models.pooling import finish, pool
+from drama_models.pooling import Pooling, finish, pool, pool_rows
 from drama_models.runtimes.padding import pad
 
 HIDDEN = np.random.default_rng(0).normal(size=(3, 5, 4))
@@ -43,6 +45,30 @@ def test_batches_hold_every_position_once_within_the_budget(lengths: list[int], 
         padded = len(batch) * max(lengths[position] for position in batch)
         assert padded <= budget or len(batch) == 1
         assert lengths[batch[0]] == max(lengths[position] for position in batch)
+
+
+@given(lengths=st.lists(st.integers(1, 50), max_size=60), budget=st.integers(1, 200))
+def test_packed_batches_count_their_own_tokens_only(lengths: list[int], budget: int) -> None:
+    batches = list(budget_batches(lengths, budget, packed=True))
+    assert sorted(sum(batches, [])) == list(range(len(lengths)))
+    totals = [sum(lengths[position] for position in batch) for batch in batches]
+    assert all(total <= budget or len(batch) == 1 for total, batch in zip(totals, batches, strict=True))
+    for batch, following in itertools.pairwise(batches):  # none is cut short
+        assert sum(lengths[position] for position in [*batch, following[0]]) > budget
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    pooling=st.sampled_from(["mean", "last", "cls"]),
+)
+def test_pooling_a_row_matches_pooling_a_padded_batch(lengths: list[int], pooling: Pooling) -> None:
+    texts = [np.random.default_rng(length).normal(size=(length, 3)).astype(np.float32) for length in lengths]
+    padded, mask = np.zeros((len(texts), max(lengths), 3), dtype=np.float32), np.zeros((len(texts), max(lengths)), int)
+    for number, text in enumerate(texts):
+        padded[number, : len(text)], mask[number, : len(text)] = text, 1
+    found = pool_rows(np.concatenate(texts), lengths, pooling)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, pool(padded, mask, pooling), atol=1e-6)
 
 
 def test_windows_read_no_further_than_asked() -> None:

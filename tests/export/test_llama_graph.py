@@ -12,7 +12,8 @@ from onnxruntime import InferenceSession
 from transformers import LlamaConfig, LlamaModel
 
 from drama_models.errors import ModelFolderError
-from export.llama_graph import OPSET, build_graph, inverse_frequencies, rope_settings
+from drama_models.runtimes.llama_shape import inverse_frequencies, rope_settings
+from export.llama_graph import OPSET, build_graph
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

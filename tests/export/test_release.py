@@ -19,9 +19,10 @@ from drama_models import Encoder
 from drama_models.errors import ModelFolderError
 from drama_models.model_folder import read_json
 from drama_models.provenance import chain, read_provenance
+from drama_models.sample_texts import SAMPLE_TEXTS
 from export.release import ReleaseRecipe, release
 from export.to_onnx import write_onnx
-from export.verify import CLIENTS, NEEDED, SAMPLE_TEXTS, largest_difference, verify
+from export.verify import CLIENTS, NEEDED, largest_difference, verify
 from tests.conftest import TEXTS
 
 STOCK_CLIENT = Path(__file__).parent / "stock_client.py"
@@ -137,13 +138,13 @@ def test_weights_beyond_the_protobuf_limit_go_beside_the_graph(
 ) -> None:
     folder = tmp_path / "large"
     shutil.copytree(release_folder, folder)
-    before = Encoder.from_pretrained(folder, runtime="onnx").encode_documents(TEXTS[:4])
+    before = Encoder.from_pretrained(folder, runtime="onnx-file").encode_documents(TEXTS[:4])
     shutil.rmtree(folder / "onnx")
     monkeypatch.setattr("export.to_onnx.MAX_INLINE_BYTES", 1000)
     write_onnx(folder)
     assert (folder / "onnx" / "model.onnx_data").stat().st_size > 10 * (folder / "onnx" / "model.onnx").stat().st_size
     onnx.checker.check_model(str(folder / "onnx" / "model.onnx"))
-    after = Encoder.from_pretrained(folder, runtime="onnx").encode_documents(TEXTS[:4])
+    after = Encoder.from_pretrained(folder, runtime="onnx-file").encode_documents(TEXTS[:4])
     np.testing.assert_allclose(after, before, atol=1e-6)
 
 

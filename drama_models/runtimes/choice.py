@@ -1,0 +1,153 @@
+"""Which runtime computes a folder's embeddings, and in which precision.
+
+Left to itself: torch where there is a GPU for it or a precision that only torch has; else ONNX Runtime straight from
+the safetensors of a Llama; else a graph file that lies in the folder; else torch. Nothing below float32 is chosen that
+was not asked for: int8 changes embeddings visibly, and so can 16 bits.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from drama_models.errors import DeviceError, MissingExtraError, ModelFolderError
+from drama_models.model_folder import INDEX, ONNX_GRAPH, WEIGHTS, read_json
+from drama_models.runtimes.llama_shape import LlamaShape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from drama_models.profile import Profile
+    from drama_models.runtimes import Runtime
+    from drama_models.runtimes.int8 import Tokenise
+
+logger = logging.getLogger(__name__)
+
+RuntimeName = Literal["auto", "torch", "onnx", "onnx-file"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+TORCH_TYPES = {"auto": "float32", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+SIXTEEN_BITS = ("bf16", "fp16")
+NVIDIA_DEVICE = Path("/dev/nvidiactl")
+
+
+def load_runtime(
+    folder: Path,
+    profile: Profile,
+    tokenise: Tokenise,
+    *,
+    runtime: RuntimeName = "auto",
+    precision: Precision = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    sample_texts: Sequence[str] | None = None,
+) -> Runtime:
+    """The runtime asked for, or the best one here; what was chosen is logged and in its `description`.
+
+    Args:
+        folder: model folder.
+        profile: attention direction and pooling.
+        tokenise: token ids of documents, for int8.
+        runtime: "torch"; "onnx", from the safetensors of a Llama, else from the folder's graph file; "onnx-file", from
+            that file in any case; or "auto".
+        precision: "fp32", "bf16" and "fp16" (torch), "int8" (ONNX, from safetensors), or "auto", which is float32.
+        device: for torch, such as "cuda".
+        threads: of one call of ONNX Runtime; see `onnx_session.chosen_threads`.
+        sample_texts: documents that int8 is calibrated and measured on; built-in ones in twelve scripts by default.
+
+    Raises:
+        ModelFolderError: the folder has nothing that this runtime could run, or it is damaged.
+        DeviceError: this runtime does not have this device or precision.
+        PrecisionError: int8 loses too much on the sample texts.
+        MissingExtraError: the runtime's packages are not installed.
+    """
+    chosen = _chosen(folder, precision, device) if runtime == "auto" else runtime
+    loaded: Runtime
+    if chosen == "torch":
+        loaded = _torch(folder, profile, precision, device)
+    elif precision == "int8":
+        loaded = _int8(folder, profile, chosen, threads, tokenise, sample_texts)
+    else:
+        loaded = _onnx(folder, profile, chosen, precision, threads)
+    if "auto" in (runtime, precision):
+        logger.info("runtime=%r, precision=%r chose %s for %s", runtime, precision, loaded.description, folder)
+    return loaded
+
+
+def _chosen(folder: Path, precision: Precision, device: str | None) -> RuntimeName:
+    if precision == "int8":
+        return "onnx"
+    if device is not None or precision in SIXTEEN_BITS or _torch_has_a_gpu():
+        return "torch"
+    if why_not_from_safetensors(folder) is None or (folder / ONNX_GRAPH).is_file():
+        return "onnx"
+    if find_spec("torch") is None:
+        raise MissingExtraError(f"Encoding with {folder}, which has no {ONNX_GRAPH} and is no Llama,", "torch")
+    return "torch"
+
+
+def _torch(folder: Path, profile: Profile, precision: Precision, device: str | None) -> Runtime:
+    if precision not in TORCH_TYPES:
+        raise DeviceError(f"precision={precision!r} is not one of torch's here; use {', '.join(TORCH_TYPES)}.")
+    from drama_models.runtimes.torch_runtime import TorchRuntime
+
+    return TorchRuntime(folder, profile, device, TORCH_TYPES[precision])
+
+
+def _int8(
+    folder: Path,
+    profile: Profile,
+    runtime: RuntimeName,
+    threads: int | None,
+    tokenise: Tokenise,
+    sample_texts: Sequence[str] | None,
+) -> Runtime:
+    reason = f"runtime={runtime!r} has none" if runtime != "onnx" else why_not_from_safetensors(folder)
+    if reason is not None:
+        raise DeviceError(f"precision='int8' needs runtime='onnx' and the safetensors of a Llama: {reason}.")
+    from drama_models.runtimes.int8 import open_int8
+    from drama_models.sample_texts import SAMPLE_TEXTS
+
+    texts = SAMPLE_TEXTS if sample_texts is None else list(sample_texts)
+    return open_int8(folder, profile, tokenise, texts, threads=threads)
+
+
+def _onnx(folder: Path, profile: Profile, runtime: RuntimeName, precision: Precision, threads: int | None) -> Runtime:
+    if precision in SIXTEEN_BITS:
+        raise DeviceError(f"precision={precision!r} needs runtime='torch'; runtime={runtime!r} has fp32 and int8.")
+    reason = why_not_from_safetensors(folder)
+    if runtime == "onnx" and reason is None:
+        from drama_models.runtimes.llama_runtime import LlamaOnnxRuntime
+
+        return LlamaOnnxRuntime.from_folder(folder, profile, threads)
+    if runtime == "onnx" and not (folder / ONNX_GRAPH).is_file():
+        raise ModelFolderError(f"{folder} has no {ONNX_GRAPH}, and {reason}; use runtime='torch'.")
+    from drama_models.runtimes.onnx_runtime import OnnxRuntime
+
+    return OnnxRuntime(folder, profile, threads)
+
+
+def why_not_from_safetensors(folder: Path) -> str | None:
+    """What keeps a folder from being run straight from its safetensors; None where nothing does."""
+    if not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
+        return f"it has no {WEIGHTS}"
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "llama":
+        return f"a {config.get('model_type')} is no Llama"
+    try:
+        LlamaShape.from_config(config)
+    except ModelFolderError as error:
+        return str(error).rstrip(".")
+    except (KeyError, TypeError):
+        return None  # a damaged configuration: loading says what is wrong with it
+    return None
+
+
+def _torch_has_a_gpu() -> bool:
+    """Whether torch would find a GPU; torch is not imported where there cannot be one."""
+    if not NVIDIA_DEVICE.exists() or find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,146 @@
+"""ONNX Runtime straight from a folder's safetensors: no export, no torch, no second file.
+
+The graph is built from config.json in milliseconds (`llama_graph`), its weights are the memory-mapped file, and the
+rows of the token embedding are read from there too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from drama_models.model_folder import check_llama_weights, read_json, weight_files
+from drama_models.pooling import pool_rows
+from drama_models.runtimes import llama_graph
+from drama_models.runtimes.llama_graph import BIAS, LlamaGraph
+from drama_models.runtimes.llama_shape import LlamaShape
+from drama_models.runtimes.mapped_weights import MappedWeights
+from drama_models.runtimes.onnx_session import chosen_threads, memory_session
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from drama_models.pooling import Pooling
+    from drama_models.profile import Profile
+
+BATCH_TOKENS = 1024  # the sweet spot of two CPU cores, larger is no faster there
+EMBEDDING = "embed_tokens.weight"
+
+
+class LlamaEncoder:
+    """A session over tokens of several texts in a row; what both precisions and the calibration share.
+
+    Args:
+        shape: of the model.
+        embedding: holds the token embedding.
+        weights: holds everything else, under the names that the graph asks for.
+        bidirectional: whether tokens see later ones.
+        threads: of one call.
+        quantised: linear layers to run in int8.
+        watched: also give each linear layer's largest inputs; see `peaks`.
+    """
+
+    def __init__(
+        self,
+        shape: LlamaShape,
+        embedding: MappedWeights,
+        weights: Mapping[str, NDArray[Any]],
+        *,
+        bidirectional: bool,
+        threads: int,
+        quantised: Collection[str] = (),
+        watched: bool = False,
+    ) -> None:
+        biases = {name for name in shape.linear_sizes() if name + BIAS in weights}
+        graph = LlamaGraph(shape, biases, bidirectional=bidirectional, quantised=quantised, watched=watched)
+        model = graph.model()
+        self.shape, self.embedding = shape, embedding
+        self._weights = {name: weights[name] for name in graph.external}  # the session reads them where they are
+        self._session = memory_session(model, self._weights, threads)
+        self._peaks = graph.peaks
+
+    def states(self, texts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Last hidden states of all tokens, text after text: (N, D), float32."""
+        states: NDArray[np.float32] = self._session.run([llama_graph.OUTPUT], self._inputs(texts))[0][0]
+        return states
+
+    def embed(self, texts: Sequence[NDArray[np.int64]], pooling: Pooling) -> NDArray[np.float32]:
+        """Pooled vectors, (number of texts, D), float32; zeros for a text without tokens."""
+        filled = [number for number, text in enumerate(texts) if len(text)]
+        vectors = np.zeros((len(texts), self.shape.hidden_size), dtype=np.float32)
+        if filled:
+            present = [texts[number] for number in filled]
+            vectors[filled] = pool_rows(self.states(present), [len(text) for text in present], pooling)
+        return vectors
+
+    def peaks(self, texts: Sequence[NDArray[np.int64]]) -> dict[str, NDArray[np.float32]]:
+        """Largest magnitude of every channel that enters a linear layer, by the first layer on that input, (in,)."""
+        return dict(zip(self._peaks, self._session.run(self._peaks, self._inputs(texts)), strict=True))
+
+    def _inputs(self, texts: Sequence[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+        lengths = np.array([len(text) for text in texts])
+        ends = np.cumsum(lengths)
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        cosines, sines = self.shape.rotation(positions)
+        return {
+            llama_graph.EMBEDDED: self.embedding.rows(EMBEDDING, np.concatenate(texts))[None],
+            llama_graph.COSINES: cosines,
+            llama_graph.SINES: sines,
+            llama_graph.COUNT: np.array(len(texts)),
+            llama_graph.STARTS: (ends - lengths)[:, None],
+            llama_graph.ENDS: ends[:, None],
+        }
+
+
+class LlamaOnnxRuntime:
+    """A Llama behind the interface of all runtimes; calls from many threads are safe.
+
+    Args:
+        encoder: computes the hidden states.
+        pooling: of the model's profile.
+        precision: for the description.
+        threads: for the description.
+    """
+
+    name = "onnx"
+    batch_tokens, packed = BATCH_TOKENS, True
+
+    def __init__(self, encoder: LlamaEncoder, pooling: Pooling, precision: str, threads: int) -> None:
+        self._encoder, self._pooling = encoder, pooling
+        self.description = f"ONNX Runtime from safetensors, {precision}, threads: {threads}"
+
+    @classmethod
+    def from_folder(cls, folder: Path, profile: Profile, threads: int | None = None) -> LlamaOnnxRuntime:
+        """A folder's model in float32.
+
+        Args:
+            folder: model folder with a Llama's config.json and safetensors.
+            profile: attention direction and pooling.
+            threads: of one call; by default the environment's DRAMA_THREADS, else every core this process may use.
+
+        Raises:
+            ModelFolderError: weights missing, damaged or of the wrong shape, or a Llama that the graph does not know.
+        """
+        count = chosen_threads(threads)
+        shape, weights = read_llama(folder)
+        encoder = LlamaEncoder(shape, weights, weights, bidirectional=profile.bidirectional, threads=count)
+        return cls(encoder, profile.pooling, "fp32", count)
+
+    def embed(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Pooled vectors, (number of texts, hidden size), float32."""
+        return self._encoder.embed(batch, self._pooling)
+
+
+def read_llama(folder: Path) -> tuple[LlamaShape, MappedWeights]:
+    """Shape and checked weights of a model folder.
+
+    Raises:
+        ModelFolderError: weights missing, damaged or of the wrong shape, or a Llama that the graph does not know.
+    """
+    config = read_json(folder / "config.json")
+    check_llama_weights(folder, config)
+    return LlamaShape.from_config(config), MappedWeights(weight_files(folder))

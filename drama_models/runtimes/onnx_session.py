@@ -1,0 +1,73 @@
+"""Sessions of ONNX Runtime on the CPU: threads set once, weights handed over without a copy, errors in one sentence."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from drama_models.errors import ModelFolderError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from onnx import ModelProto
+
+THREADS_VARIABLE = "DRAMA_THREADS"
+ERRORS_ONLY = 3
+
+
+def chosen_threads(threads: int | None = None) -> int:
+    """Threads of one call: the argument, else the environment's DRAMA_THREADS, else the cores this process may use.
+
+    Raises:
+        ValueError: not a whole number above 0.
+    """
+    asked = os.environ.get(THREADS_VARIABLE) if threads is None else threads
+    if not asked and asked != 0:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not str(asked).isdecimal() or int(asked) < 1:
+        raise ValueError(f"threads={asked!r} must be a whole number above 0; leave it out to use every core.")
+    return int(asked)
+
+
+def file_session(path: Path, threads: int) -> Any:
+    """A session over a graph file.
+
+    Raises:
+        ModelFolderError: ONNX Runtime cannot read it.
+    """
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(str(path), _options(threads), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFolderError(f"{path} cannot be read as an ONNX graph ({reason}); export it again.") from None
+
+
+def memory_session(model: ModelProto, weights: Mapping[str, NDArray[Any]], threads: int) -> Any:
+    """A session over a graph built here.
+
+    Args:
+        model: with external tensors.
+        weights: every external tensor by name; not copied, so they must stay as they are while the session lives.
+        threads: of one call.
+    """
+    import onnxruntime
+
+    options = _options(threads)
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _options(threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ERRORS_ONLY
+    return options

@@ -1,0 +1,192 @@
+"""int8: outlier channels move into weights without a changed bit, and what loses too much is left out or refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from drama_models import Encoder
+from drama_models.errors import PrecisionError
+from drama_models.model_folder import weight_files
+from drama_models.runtimes.int8 import Conversion, quantised_rows
+from drama_models.runtimes.llama_runtime import LlamaEncoder, read_llama
+from drama_models.runtimes.mapped_weights import MappedWeights
+from tests.conftest import TEXTS, make_llama
+from tests.drama_models.test_llama_runtime import profile_of, random_texts
+
+MODERATE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+MODERATE |= {"num_key_value_heads": 2, "head_dim": 64, "num_hidden_layers": 4, "initializer_range": 0.02}
+OUTLIERS = [7, 101, 233]  # channels
+READERS = {
+    "input_layernorm": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "post_attention_layernorm": ["mlp.gate_proj", "mlp.up_proj"],
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DRAMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DRAMA_THREADS", "1")
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def moderate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose weights are as small as a fresh Llama's; wider than the others here, as eight bits need it."""
+    return make_llama(tmp_path_factory.mktemp("models") / "moderate", **MODERATE)
+
+
+def stress(folder: Path, factor: float) -> None:
+    """Outlier channels in every norm, and their weights as much smaller: the same function, hard to quantise."""
+    state = {name: np.array(value) for name, value in load_file(folder / "model.safetensors").items()}
+    for name in state:
+        for norm, readers in READERS.items():
+            if name.endswith(f"{norm}.weight"):
+                state[name][OUTLIERS] *= factor
+                for reader in readers:
+                    state[name.replace(norm, reader)][:, OUTLIERS] /= factor
+    save_file(state, folder / "model.safetensors")
+
+
+def conversion_of(folder: Path, **profile: Any) -> Conversion:
+    shape, weights = read_llama(folder)
+    return Conversion(shape, weights, profile_of(hidden_size=shape.hidden_size, **profile), threads=1)
+
+
+def embed(conversion: Conversion, tensors: Any, quantised: list[str]) -> np.ndarray:
+    encoder = LlamaEncoder(
+        conversion.shape, conversion.weights, tensors, bidirectional=True, threads=1, quantised=quantised
+    )
+    return np.concatenate([encoder.embed([ids], "mean") for ids in random_texts()])
+
+
+def smallest_cosine(found: np.ndarray, expected: np.ndarray) -> float:
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    return float(((found * expected).sum(axis=1) / lengths).min())
+
+
+@pytest.mark.parametrize(("factor", "plain_below"), [(30, 0.99), (100, 0.97)])
+def test_stressed_weights_keep_their_embeddings_where_plain_int8_loses_them(
+    moderate: Path, tmp_path: Path, factor: float, plain_below: float
+) -> None:
+    folder = make_llama(tmp_path / "stressed", **MODERATE)
+    expected = embed(conversion_of(folder), conversion_of(folder).weights, [])
+    stress(folder, factor)
+    conversion = conversion_of(folder)
+    linear = list(conversion.shape.linear_sizes())
+    plain = {name: conversion.weights[name] for name in conversion.weights}
+    for name in linear:
+        plain |= quantised_rows(name, plain.pop(f"{name}.weight"))
+    assert smallest_cosine(embed(conversion, plain, linear), expected) < plain_below
+    tensors, report = conversion.convert(random_texts()[:2], min_cosine=0.995)  # measured on texts it has not seen
+    assert report.kept == ()
+    assert smallest_cosine(embed(conversion, tensors, linear), expected) >= 0.995
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_key_value_heads": 6}, {"attention_bias": True, "mlp_bias": True}],
+    ids=["grouped-query", "multi-head", "biases"],
+)
+def test_moving_outliers_changes_no_bit_of_the_embeddings(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = make_llama(tmp_path / "llama", **changes)
+    generator = np.random.default_rng(0)
+    state = {name: np.array(value) for name, value in load_file(folder / "model.safetensors").items()}
+    for name, value in state.items():
+        if value.ndim == 1:  # gains and biases, which are ones and zeros in a fresh model
+            state[name] = value + generator.normal(0, 1, value.shape).astype(np.float32)
+    save_file(state, folder / "model.safetensors")
+    conversion = conversion_of(folder)
+    moved, before = conversion.evened_out(random_texts())
+    for name in ("input_layernorm", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj"):
+        assert np.abs(moved[f"layers.1.{name}.weight"] - conversion.weights[f"layers.1.{name}.weight"]).max() > 0.1
+    np.testing.assert_array_equal(embed(conversion, moved, []), before)
+
+
+def test_rows_are_whole_numbers_of_their_scale() -> None:
+    weight = np.random.default_rng(0).normal(size=(5, 9)).astype(np.float32)
+    weight[3] = 0
+    tensors = quantised_rows("layer", weight)
+    assert tensors["layer.int8"].dtype == np.int8
+    restored = tensors["layer.int8"].T * tensors["layer.scale"][:, None]
+    step = np.abs(weight).max(axis=1, keepdims=True) / 127
+    assert (np.abs(restored - weight) <= step * 0.501).all()
+    assert not restored[3].any()
+
+
+def test_layers_that_lose_too_much_stay_in_float32(moderate: Path) -> None:
+    conversion = conversion_of(moderate)
+    _, all_int8 = conversion.convert(random_texts(), min_cosine=0.99)
+    assert all_int8.kept == ()
+    wanted = (1 + all_int8.smallest_cosine) / 2 - 1e-5  # half of the loss
+    tensors, report = conversion.convert(random_texts(), min_cosine=wanted)
+    assert 1 <= len(report.kept) <= 2
+    assert report.smallest_cosine >= wanted
+    for layer in range(4):
+        assert (f"layers.{layer}.mlp.up_proj.weight" in tensors) == (layer in report.kept)
+    vectors = conversion.encoder(tensors).embed(random_texts(), "mean")
+    assert smallest_cosine(vectors, embed(conversion, conversion.weights, [])) >= wanted
+
+
+def test_a_model_that_int8_cannot_hold_is_refused_with_the_figure(moderate: Path) -> None:
+    with pytest.raises(PrecisionError, match=r"cosine of 0\.99\d\d on 4 sample texts, with 2 of 4 layers.*'fp32'"):
+        conversion_of(moderate).convert(random_texts(), min_cosine=0.99999)
+
+
+def test_a_text_does_not_depend_on_its_batch_mates_in_int8_either(moderate: Path) -> None:
+    conversion = conversion_of(moderate)
+    tensors, _ = conversion.convert(random_texts(), min_cosine=0.9)
+    encoder = conversion.encoder(tensors)
+    alone = np.concatenate([encoder.embed([text], "mean") for text in random_texts()])
+    np.testing.assert_allclose(encoder.embed(random_texts(), "mean"), alone, atol=1e-5)
+
+
+def test_encoder_converts_once_and_says_what_it_measured(moderate: Path, cache: Path) -> None:
+    exact = Encoder.from_pretrained(moderate).encode_documents(TEXTS)
+    encoder = Encoder.from_pretrained(moderate, precision="int8", sample_texts=TEXTS[:6])
+    assert "int8 (smallest cosine 0.99" in encoder.runtime.description
+    assert "on 6 texts" in encoder.runtime.description
+    (kept,) = cache.iterdir()
+    first = encoder.encode_documents(TEXTS)
+    assert (first * exact).sum(axis=1).min() > 0.99
+    written = kept.stat().st_mtime_ns
+    again = Encoder.from_pretrained(moderate, precision="int8", sample_texts=TEXTS[:6])
+    np.testing.assert_array_equal(again.encode_documents(TEXTS), first)
+    assert kept.stat().st_mtime_ns == written
+    assert sum(array.nbytes for array in MappedWeights([kept]).values()) < 0.4 * weight_bytes(moderate)
+
+
+def weight_bytes(folder: Path) -> int:
+    weights = MappedWeights(weight_files(folder))
+    return sum(weights[name].nbytes for name in weights if name != "embed_tokens.weight")
+
+
+def test_a_changed_model_and_a_damaged_cache_are_converted_again(moderate: Path, tmp_path: Path, cache: Path) -> None:
+    folder = make_llama(tmp_path / "changing", **MODERATE)
+    first = Encoder.from_pretrained(folder, precision="int8").encode_documents(TEXTS[:3])
+    (kept,) = cache.iterdir()
+    kept.write_bytes(kept.read_bytes()[:-5])
+    np.testing.assert_array_equal(Encoder.from_pretrained(folder, precision="int8").encode_documents(TEXTS[:3]), first)
+    make_llama(folder, seed=1, **MODERATE)
+    other = Encoder.from_pretrained(folder, precision="int8").encode_documents(TEXTS[:3])
+    assert np.abs(other - first).max() > 0.01
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_cache_that_cannot_be_written_does_not_stop_anyone(moderate: Path, cache: Path) -> None:
+    cache.mkdir(mode=0o500)
+    assert Encoder.from_pretrained(moderate, precision="int8").encode_documents(TEXTS[:3]).shape == (3, 256)
+
+
+def test_a_cache_in_the_way_of_a_file_does_not_stop_anyone(
+    moderate: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.write_text("a file where the folder should be", encoding="utf-8")
+    assert Encoder.from_pretrained(moderate, precision="int8").encode_documents(TEXTS[:3]).shape == (3, 256)
+    assert "made again next time" in caplog.text
