@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 LEAST_WARMUP_STEPS = 10  # of the specialisation recipe
+SPECIALISATION_FLOOR = 0.1
 
 
 def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, floor: float = 0.0) -> float:

@@ -50,7 +50,7 @@ def test_batches_hold_every_position_once_within_the_budget(lengths: list[int], 
 @given(lengths=st.lists(st.integers(1, 50), max_size=60), budget=st.integers(1, 200))
 def test_packed_batches_count_their_own_tokens_only(lengths: list[int], budget: int) -> None:
     batches = list(budget_batches(lengths, budget, packed=True))
-    assert sorted(sum(batches, [])) == list(range(len(lengths)))
+    assert sorted(itertools.chain.from_iterable(batches)) == list(range(len(lengths)))
     totals = [sum(lengths[position] for position in batch) for batch in batches]
     assert all(total <= budget or len(batch) == 1 for total, batch in zip(totals, batches, strict=True))
     for batch, following in itertools.pairwise(batches):  # none is cut short

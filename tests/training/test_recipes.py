@@ -1,4 +1,4 @@
-"""Every shipped recipe, read as it is and run for two steps on a small model of the class it is for."""
+"""Every shipped recipe, read as it is and run for four steps on a small model of the class it is for."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def data(collection_folder: Path, examples_file: Path, tmp_path_factory: pytest.
 
 
 def miniature(recipe: TrainRecipe, backbone: Path, data: dict[str, Path]) -> TrainRecipe:
-    """The recipe with little data, short texts, small batches and two steps; what it is about stays."""
+    """The recipe with little data, short texts, small batches and four steps; what it is about stays."""
 
     def small(dataset: DatasetRecipe) -> DatasetRecipe:
         teachers = [replace(teacher, run=data["run"]) for teacher in dataset.teachers]
         supervision = dataset.supervision
         if supervision.steps_per_iteration:
-            supervision = replace(supervision, steps_per_iteration=1)
+            supervision = replace(supervision, steps_per_iteration=2)
         examples = data["examples"] if dataset.examples else None
         return replace(
             dataset, collection=data["collection"], examples=examples, queries=None, teachers=teachers,
@@ -96,7 +96,7 @@ def miniature(recipe: TrainRecipe, backbone: Path, data: dict[str, Path]) -> Tra
     objective: ObjectiveRecipe = replace(recipe.objective, dims=(48, 16) if recipe.objective.dims else ())
     return replace(
         recipe, backbone=backbone, datasets=[small(dataset) for dataset in recipe.datasets], objective=objective,
-        encoder=replace(recipe.encoder, max_length=32), in_context=in_context, evaluation=None, steps=2, epochs=None,
+        encoder=replace(recipe.encoder, max_length=32), in_context=in_context, evaluation=None, steps=4, epochs=None,
         negatives=min(recipe.negatives, 3), chunk_tokens=recipe.chunk_tokens and 200, warmup_steps=1,
         precision="fp32", device="cpu", log_every=1,
     )  # fmt: skip
@@ -118,7 +118,7 @@ def test_recipe_trains_what_it_says(
     vectors = encoder.encode_queries(TEXTS[:3])
     assert vectors.shape == (3, profile.hidden_size)
     if recipe.encoder.two_encoders:
-        assert abs(vectors - encoder.encode_documents(TEXTS[:3])).max() > 1e-4
+        assert abs(vectors - encoder.encode_documents(TEXTS[:3])).max() > 1e-5
 
 
 @pytest.mark.parametrize("name", NAMES)
