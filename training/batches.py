@@ -6,7 +6,7 @@ they fill the batch and no loss counts them. Texts carry no prompts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +43,8 @@ class TextBatch:
     """B * N: places that only fill the batch."""
     scores: list[list[float]]
     """B x N teacher scores of the own documents, NaN where there is none."""
+    categories: list[str] = field(default_factory=list)
+    """B: what each query belongs to (clustering), "" where it does not say; empty stands for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,7 @@ def read_texts(dataset: TrainingDataset, planned: PlannedBatch) -> TextBatch:
         positives=list(range(0, len(flat), planned.documents.shape[1])),
         absent=(flat < 0).tolist(),
         scores=planned.scores.tolist(),
+        categories=dataset.labels.categories(planned.queries),
     )
 
 

@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
     {
         "query_id": pa.large_string(),
         "query": pa.large_string(),
+        "category": pa.large_string(),
         "query_hash": pa.uint64(),
         "positives": pa.large_list(pa.int64()),
         "negatives": pa.large_list(pa.int64()),
@@ -59,7 +60,11 @@ class ExampleStore:
             raise CollectionError(f"There are no training examples at {path}; pass the path of a JSON-lines file.")
         self.path, self._documents = path, documents
         folder = cache / cache_name("examples", path, documents.source)
-        fingerprint = {"examples": source_fingerprint(path), "documents": documents.fingerprint}
+        fingerprint = {
+            "examples": source_fingerprint(path),
+            "documents": documents.fingerprint,
+            "columns": SCHEMA.names,
+        }
         build_shards(folder, fingerprint, encoded_lines(path, self._encode), self._finish)
         self._table = ShardedTable(folder)
         self._query_hash = MappedArray(folder / "query_hash.u64", np.uint64)
@@ -74,6 +79,10 @@ class ExampleStore:
     def queries(self, rows: NDArray[np.int64]) -> list[str]:
         """Text of each row's query."""
         return self._table.strings(["query"], rows)[0]
+
+    def categories(self, rows: NDArray[np.int64]) -> list[str]:
+        """What each row's query belongs to; "" where it does not say."""
+        return self._table.strings(["category"], rows)[0]
 
     def query_hashes(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Equal where two queries have the same text, case and white space aside; shape of `rows`."""
@@ -90,6 +99,7 @@ class ExampleStore:
         columns: dict[str, Any] = {
             "query_id": [storable(example.query_id) for example in examples],
             "query": [storable(example.query) for example in examples],
+            "category": [storable(example.category) for example in examples],
             "query_hash": [content_hash(example.query) for example in examples],
             "positives": self._rows(examples, lines, "positive_ids"),
             "negatives": self._rows(examples, lines, "negative_ids"),

@@ -1,6 +1,8 @@
 """Training examples: JSON lines of ids; the text stays in the collection.
 
 {"query_id", "query", "positive_ids": [...], "negative_ids": [...], "teacher", "scores": {id: score}, "task", "source"}
+
+Clustering examples may also have a "category".
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ class TrainingExample:
     """Kind of retrieval, where one model learns several."""
     source: str = ""
     """Where the query came from: crop, generate or human."""
+    category: str = ""
+    """What a clustering query belongs to: answers it where it serves as an example for others."""
 
 
 def write_examples(path: str | Path, examples: Iterable[TrainingExample]) -> int:
@@ -45,7 +49,8 @@ def write_examples(path: str | Path, examples: Iterable[TrainingExample]) -> int
     count = 0
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for example in examples:
-            file.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
+            fields = {name: value for name, value in asdict(example).items() if value or name != "category"}
+            file.write(json.dumps(fields, ensure_ascii=False) + "\n")
             count += 1
     return count
 
@@ -86,6 +91,8 @@ def parse_example(record: Mapping[str, Any], path: str | Path, number: int) -> T
         raise CollectionError(_malformed(path, number, str(error))) from None
     if not isinstance(example.query_id, str) or not isinstance(example.query, str):
         raise CollectionError(_malformed(path, number, "`query_id` and `query` must be strings"))
+    if not isinstance(example.category, str):
+        raise CollectionError(_malformed(path, number, "`category` must be a string"))
     for name, ids in (("positive_ids", example.positive_ids), ("negative_ids", example.negative_ids)):
         if not isinstance(ids, list) or not all(isinstance(key, str) for key in ids):
             raise CollectionError(_malformed(path, number, f"`{name}` must be a list of strings"))

@@ -33,6 +33,10 @@ class LabelSource(Protocol):
         """Text of each query, without a prompt."""
         ...
 
+    def categories(self, rows: NDArray[np.int64]) -> list[str]:
+        """What each query belongs to, where queries have categories; else ""."""
+        ...
+
     def query_hashes(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Equal where two queries have the same text."""
         ...

@@ -84,28 +84,25 @@ def draw_examples(num_rows: int, max_examples: int, *, seed: int, step: int) -> 
 
 
 def in_context_queries(
-    batch: TextBatch,
-    tokenizer: Tokenizer,
-    settings: InContextSettings,
-    *,
-    seed: int,
-    step: int,
-    categories: Sequence[str] | None = None,
+    batch: TextBatch, tokenizer: Tokenizer, settings: InContextSettings, *, seed: int, step: int
 ) -> list[list[int]]:
     """Token ids of a batch's queries, each behind examples from its batch where the task allows them.
 
     Args:
-        batch: of one dataset; its task gives the instruction.
+        batch: of one dataset; its task gives the instruction. A query with a category is answered by it where it serves
+            as an example, any other by its positive.
         tokenizer: sets BOS and EOS itself and does not truncate; see `drama_models.tokenisation.load_tokenizer`.
         settings: lengths, numbers and tags.
         seed: of the draws.
         step: of the batch.
-        categories: what answers each query as an example, where that is not its positive (clustering); B.
 
     Returns:
         B lists of ids, BOS and EOS included, at most `settings.query_max_length` each.
     """
-    responses = [batch.documents[place] for place in batch.positives] if categories is None else list(categories)
+    categories = batch.categories or [""] * len(batch.queries)
+    responses = [
+        category or batch.documents[place] for category, place in zip(categories, batch.positives, strict=True)
+    ]
     draws = draw_examples(
         len(batch.queries), settings.max_examples if batch.task.use_examples else 0, seed=seed, step=step
     )

@@ -143,6 +143,10 @@ class RankedQueries:
         """Text of each query, without a prompt."""
         return self._queries.contents(self._query_rows(rows))
 
+    def categories(self, rows: NDArray[np.int64]) -> list[str]:
+        """None: queries with ranked lists have no categories."""
+        return [""] * len(rows)
+
     def query_hashes(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Equal where two queries have the same text; shape of `rows`."""
         return self._queries.content_hashes(self._query_rows(rows))

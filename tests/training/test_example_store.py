@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from drama_models.errors import CollectionError
 from tests.training.data import corpus_store, write_collection, write_lines, write_plain_examples
 from training import shards
 from training.example_store import ExampleStore
-from training.examples import read_examples
+from training.examples import read_examples, write_examples
 
 GOOD = {"query_id": "1", "query": "one", "positive_ids": ["d1"]}
 
@@ -52,6 +53,17 @@ def test_queries_of_equal_text_have_one_hash(folder: Path) -> None:
     first, second, third = store.query_hashes(np.arange(3)).tolist()
     assert first == second
     assert third != first
+
+
+def test_categories_are_kept_and_written_only_where_there_are_some(folder: Path, tmp_path: Path) -> None:
+    lines = [GOOD | {"query_id": "1", "category": "sport"}, GOOD | {"query_id": "2"}]
+    assert open_store(folder, *lines).categories(np.arange(2)) == ["sport", ""]
+    write_examples(tmp_path / "again.jsonl", read_examples(write_lines(tmp_path / "e.jsonl", *lines)))
+    again = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]
+    assert ["category" in record for record in again] == [True, False]
+    assert again[0]["category"] == "sport"
+    with pytest.raises(CollectionError, match=r"e\.jsonl, line 1: .*`category` must be a string"):
+        open_store(folder, GOOD | {"category": 3})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -114,9 +115,9 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
 
 
 def test_categories_answer_the_examples_of_clustering(tokenizer: Tokenizer) -> None:
-    batch = batch_of(8, name="clustering")
     categories = [TEXTS[row].split()[0] for row in range(8)]
-    made = in_context_queries(batch, tokenizer, SMALL, seed=0, step=0, categories=categories)
+    batch = replace(batch_of(8, name="clustering"), categories=categories)
+    made = in_context_queries(batch, tokenizer, SMALL, seed=0, step=0)
     answers = {part.split("\n\n")[0] for ids in made for part in text_of(ids, tokenizer).split("<response>")[1:-1]}
     assert answers
     assert answers <= set(categories)
