@@ -39,7 +39,7 @@ def write_source_text(out: Path) -> dict[str, int]:
     with atomic_folder(out) as partial:
         for domain in DOMAINS:
             (partial / domain).mkdir()
-        for module, path, public_name in _source_files():
+        for module, path, public_name in source_files():
             split = "held_out" if _bucket(module, HELD_OUT_SHARE) == 0 else "train"
             for domain, text in _texts(module, path, public_name):
                 key = hashlib.blake2b(" ".join(text.partition(" ")[2].split()).encode(), digest_size=12).digest()
@@ -51,7 +51,7 @@ def write_source_text(out: Path) -> dict[str, int]:
     return written
 
 
-def _source_files() -> Iterator[tuple[str, Path, dict[str, str]]]:
+def source_files() -> Iterator[tuple[str, Path, dict[str, str]]]:
     """Module name, path, and the public names of what each place of definition holds."""
     for package in installed_packages():
         entries = public_entries(read_package(package.root, package.prefix))
@@ -73,7 +73,7 @@ def _texts(module: str, path: Path, public_name: dict[str, str]) -> Iterator[tup
             return
     for place, docstring in _docstrings(tree, module):
         yield "docstrings", f"{public_name.get(place, place)} {docstring}"
-    for comment in _comments(source):
+    for comment in comments(source):
         yield "comments", comment
     if _bucket(f"code {module}", CODE_SHARE) == 0 and len(source) < MAX_CODE_BYTES:
         yield "code", source
@@ -91,7 +91,7 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
             yield from _docstrings(child, name)
 
 
-def _comments(source: str) -> Iterator[str]:
+def comments(source: str) -> Iterator[str]:
     """Blocks of whole-line comments, joined, if they say more than a few words."""
     block: list[str] = []
     for line in [*source.splitlines(), ""]:
