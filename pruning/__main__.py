@@ -31,7 +31,7 @@ class SliceRecipe:
     out: Path
     """Folder to make: a stock Llama folder of the target shape."""
     gates: Literal["soft", "hard"] = "soft"
-    """Value of a kept gate: soft as learned, or hard, 1, which is better after a short mask stage."""
+    """Value of a kept gate: soft as learned, or hard, 1: few steps leave soft ones below it."""
     force: bool = False
     """Cut even if the masks' expected sizes are not near their targets."""
 

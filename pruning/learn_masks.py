@@ -152,8 +152,8 @@ def load_masks(folder: Path, *, force: bool = False, gates: Gates = "soft") -> d
         folder: the made folder.
         force: cut even if a dimension's expected size is not near its target.
         gates: value of a kept gate: `soft`, as learned and as in LLM-Shearing, or `hard`, 1. After a long run kept
-            gates are close to 1 and it makes no difference; after a short one soft values shrink weights that stay,
-            which costs more than it tells (`benchmarks/pruning_quality.py`).
+            gates are close to 1; after a few hundred steps not all are, and soft values shrink weights that stay.
+            `python -m benchmarks.pruning_quality --methods learned "soft gates"` compares the two.
 
     Raises:
         ModelFolderError: no masks in this folder.

@@ -45,7 +45,7 @@ class RunRecipe(StageFolders):
     recover: RecoverSettings = field(default_factory=RecoverSettings)
     """Settings of continued pretraining."""
     gates: Gates = "soft"
-    """Value of a kept gate in slicing: soft as learned, or hard, 1, which is better after a short mask stage."""
+    """Value of a kept gate in slicing: soft as learned, or hard, 1: few steps leave soft ones below it."""
     force: bool = False
     """Slice even if the masks have not converged."""
 
