@@ -93,6 +93,7 @@ def test_pruning_cost_is_that_of_the_results_file() -> None:
 def test_pruning_quality_is_that_of_the_results_file() -> None:
     record = json.loads((ROOT / "benchmarks/results/pruning_quality.json").read_text(encoding="utf-8"))
     assert all(row in README for row in table(record)[2:])
+    assert f"({record['source_perplexity']:.1f} itself)" in README
 
 
 def test_slicing_figures_are_those_of_the_results_file() -> None:
