@@ -162,11 +162,20 @@ def recover_start(method: str, seed: int, budget: int, work: Path) -> dict[str, 
     return {point: round(found[DOMAIN]["perplexity"], 2) for point, found in points.items()}
 
 
-def source_perplexity() -> float:
-    """Held-out perplexity of the model that all methods but `random start` begin with."""
+def source_perplexities() -> dict[str, Any]:
+    """Held-out perplexity of the source, whole and without each of its layers: what there is to learn about them."""
     recipe = load_recipe(RecoverRecipe, RECIPES / "recover.yaml")
+    corpus = Corpus.open(recipe.corpus)
     model = AutoModelForCausalLM.from_pretrained(SOURCE, dtype=torch.float32)
-    return round(held_out_figures(model, Corpus.open(recipe.corpus), **recipe.held_out)[DOMAIN]["perplexity"], 2)
+    layers = list(model.model.layers)
+
+    def perplexity(kept: list[torch.nn.Module]) -> float:
+        model.model.layers = torch.nn.ModuleList(kept)
+        model.config.num_hidden_layers = len(kept)
+        return round(held_out_figures(model, corpus, **recipe.held_out)[DOMAIN]["perplexity"], 2)
+
+    without = [perplexity([layer for layer in layers if layer is not dropped]) for dropped in layers]
+    return {"source_perplexity": perplexity(layers), "source_perplexity_without_layer": without}
 
 
 def parse_options() -> argparse.Namespace:
@@ -210,7 +219,7 @@ def main() -> None:
         record = kept if kept["settings"] == settings else record
     record |= {"machine": machine_record()}
     if "source_perplexity" not in record:
-        record["source_perplexity"] = source_perplexity()
+        record |= source_perplexities()
     command = shlex.join(["python", "-m", "benchmarks.pruning_quality", *sys.argv[1:]])
     record["commands"] = list(dict.fromkeys([*record["commands"], command]))
     complete(record, options)
