@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.replays.compare import Tolerance
 from training.schedules import SPECIALISATION_FLOOR, learning_rate_factor, specialisation_steps
+
+if TYPE_CHECKING:
+    from tests.replays.compare import Tolerance
 
 Case = dict[str, Any]
 
