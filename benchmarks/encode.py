@@ -40,8 +40,8 @@ SYSTEMS = ("sentence-transformers", "Encoder torch", "Encoder onnx")
 BASELINE = SYSTEMS[0]
 
 
-def write_model(folder: Path) -> None:
-    """A release-like folder in the drama-base shape: random weights, bidirectional, mean pooling, ONNX graph."""
+def write_model(folder: Path, *, onnx: bool = True) -> None:
+    """A release-like folder in the drama-base shape: random weights, bidirectional, mean pooling, an ONNX graph."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
@@ -71,7 +71,8 @@ def write_model(folder: Path) -> None:
     for name, content in sentence_transformers_files(profile).items():
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text(json.dumps(content), encoding="utf-8")
-    write_onnx(model)
+    if onnx:
+        write_onnx(model)
 
 
 def sample_texts(count: int) -> list[str]:

@@ -146,9 +146,9 @@ class _Layer(nn.Module):
 
     def finish(self, states: Tensor, attended: Tensor) -> Tensor:
         """States after attention's output, (T, H, d), and the MLP: (T, D)."""
-        states = states + self.output(attended.flatten(1))
+        states = self.output(attended.flatten(1)).add_(states)
         gate, up = self.gate_up(F.rms_norm(states, (states.shape[-1],), self.before_mlp, self.eps)).chunk(2, -1)
-        return states + self.down(F.silu(gate) * up)
+        return self.down(F.silu(gate).mul_(up)).add_(states)
 
     def compile_halves(self) -> None:
         self.project = torch.compile(self.project, dynamic=True)  # type: ignore[method-assign]
