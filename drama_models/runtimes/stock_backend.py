@@ -47,6 +47,7 @@ class StockBackend:
             if isinstance(error, ModelFolderError):
                 raise
             raise ModelFolderError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        self.model.config.use_cache = False  # a decoder would keep all keys and values for a next token
         self.device, self.pooling = device, profile.pooling
         self.packed = enable_packing(self.model)
         self.first_position = first_position(self.model)

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertModel, MistralConfig, MistralModel, PreTrainedModel
 
+from drama_models import Encoder
 from drama_models.attention import PACKED
 from drama_models.errors import AttentionDirectionError, ModelFolderError
 from tests.conftest import TEXTS, make_tokenizer
@@ -122,6 +125,9 @@ def test_the_saved_folder_is_a_stock_model(name: str, backbones: dict[str, Path]
             for kind in ("query", "document")
         }
     vectors = {"query": loaded.encode_query(SOME), "document": loaded.encode_document(SOME)}
+    encoder = Encoder.from_pretrained(tmp_path / "saved", runtime="torch")
+    np.testing.assert_allclose(encoder.encode_queries(SOME), vectors["query"], atol=2e-5)
+    np.testing.assert_allclose(encoder.encode_documents(SOME), vectors["document"], atol=2e-5)
     for kind, theirs in vectors.items():
         mine = ours[kind] if model.similarity_fn_name == "dot" else torch.nn.functional.normalize(ours[kind])
         np.testing.assert_allclose(mine.numpy(), theirs, atol=2e-5)
@@ -205,6 +211,26 @@ def test_a_wrapped_model_is_called_as_a_whole(backbones: dict[str, Path], tmp_pa
     ids = tokenise(model, SOME, "document")
     assert torch.equal(embed(wrapped, ids, "document"), embed(model, ids, "document"))
     assert wrapped.calls == 1
+
+
+@pytest.mark.parametrize("name", ["bidirectional llama", "bert", "llama with lora"])
+def test_distributed_data_parallel_finds_a_gradient_for_every_weight(
+    name: str, backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    """A weight that no embedding goes through would stop the second step; one process is enough to see it."""
+    model = built(backbones, name, tmp_path).eval()
+    ids = tokenise(model, SOME, "query")
+    wanted = gradients(model, embed(model, ids, "query"))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped: Any = DistributedDataParallel(model)
+        for _ in range(2):
+            found = gradients(model, embed(wrapped, ids, "query"))
+    finally:
+        dist.destroy_process_group()
+    assert found.keys() == wanted.keys() == {name for name, weight in model.named_parameters() if weight.requires_grad}
+    for weight in wanted:
+        torch.testing.assert_close(found[weight], wanted[weight], atol=1e-5, rtol=1e-4)
 
 
 def test_tokens_end_with_the_ends_also_where_a_text_is_cut(backbones: dict[str, Path], tmp_path: Path) -> None:
