@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from safetensors import SafetensorError
@@ -128,17 +129,52 @@ def _check_fields(recipe_class: type, path: Path) -> dict[str, int]:
 
 
 def _walk(node: yaml.MappingNode, kind: Any, prefix: str = "") -> Iterator[tuple[str, int, set[str] | None]]:
-    """Dotted name, line and allowed names of every field; free-form dictionaries allow any name."""
+    """Dotted name, line and allowed names of every field; free-form dictionaries allow any name.
+
+    Entries of lists are walked too, as `datasets[0].weight`; the quoted value of an entry's `name` stands for its line.
+    """
     known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
-    types = get_type_hints(kind) if is_dataclass(kind) else {}
+    types = _types_of(kind) if known else {}
     for key, value in node.value:
-        yield f"{prefix}{key.value}", key.start_mark.line + 1, known
+        name, inner = f"{prefix}{key.value}", _dataclass_in(types.get(key.value))
+        yield name, key.start_mark.line + 1, known
         if isinstance(value, yaml.MappingNode):
-            yield from _walk(value, types.get(key.value), f"{prefix}{key.value}.")
+            yield from _walk(value, inner, f"{name}.")
+        elif isinstance(value, yaml.SequenceNode):
+            for number, entry in enumerate(value.value):
+                if isinstance(entry, yaml.MappingNode):
+                    yield from _walk(entry, inner, f"{name}[{number}].")
+        elif prefix.endswith("].") and key.value == "name":
+            yield repr(value.value), node.start_mark.line + 1, None
+
+
+def _types_of(kind: Any) -> dict[str, Any]:
+    """Types of a dataclass' fields; none where its module imports them for type checkers only."""
+    try:
+        return get_type_hints(kind)
+    except NameError:
+        return {}
+
+
+def _dataclass_in(kind: Any) -> Any:
+    """The dataclass in `X`, `X | None` or `list[X]`; None where there is none, or a choice of several."""
+    inside = [] if get_origin(kind) is dict else [part for part in (kind, *get_args(kind)) if is_dataclass(part)]
+    return inside[0] if len(inside) == 1 else None
 
 
 def _explain(error: Exception, path: Path | None, lines: dict[str, int]) -> str:
     message = " ".join(str(error).split())
-    named = [name for name in lines if f'"{name}"' in message or f"{name}=" in message]
-    where = f"{path}, line {lines[named[-1]]}: " if named and path else ""
-    return f"{where}{message}"
+    line = _line_of(message, lines)
+    return f"{path}, line {line}: {message}" if path and line else message
+
+
+def _line_of(message: str, lines: dict[str, int]) -> int | None:
+    """Line of what a message names: the one entry of a list with such a field, an entry by its name, or a field."""
+
+    def told(field: str) -> bool:
+        return f'"{field}"' in message or re.search(rf"(?<![\w.]){re.escape(field)}=", message) is not None
+
+    in_lists = [name for name in lines if "]." in name and told(name.rpartition("].")[2])]
+    entries = [name for name in lines if name[0] in "'\"" and name in message]
+    found = in_lists if len(in_lists) == 1 else entries or [name for name in lines if told(name)]
+    return lines[found[-1]] if found else None

@@ -133,7 +133,8 @@ class DatasetRecipe:
         where = f"Dataset {self.name!r}"
         if not self.task:
             raise ValueError(f"{where} has no task; set task to one of {', '.join(TASKS)}.")
-        task_named(self.task)
+        if BGE_TYPES.get(self.task, self.task) not in TASKS:
+            raise ValueError(f"{where} has task={self.task!r}, which is none; choose one of {', '.join(TASKS)}.")
         if (self.examples is None) == (not self.teachers):
             raise ValueError(f"{where} must have either examples or teachers; set one of them.")
         if self.examples is not None and self.queries is not None:

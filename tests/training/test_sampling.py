@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drama_models.collection import Collection
 from drama_models.errors import CollectionError, RecipeError
+from drama_models.recipe import load_recipe
 from tests.training.data import EXAMPLES, open_one, write_collection, write_lines, write_plain_examples
 from training import distinct_batches
 from training.datasets import DatasetRecipe, TrainingDataset, open_datasets
@@ -254,6 +257,40 @@ def test_mixtures_without_sense_are_refused(folder: Path, tmp_path: Path) -> Non
         opened(recipe(batch_size=151))
     with pytest.raises(CollectionError, match="at least one line"):
         opened(recipe(), recipe(name="empty", examples=write_lines(tmp_path / "none.jsonl")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A recipe with a mixture."""
+
+    datasets: list[DatasetRecipe]
+    """Its datasets."""
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"task": ""}, r"recipe.yaml, line 6: Dataset 'b' has no task; set task to one of retrieval"),
+        ({"task": "search"}, "line 6: Dataset 'b' has task='search', which is none"),
+        ({"exampels": "e"}, r"line 10: Run has no field 'datasets\[1\].exampels'; did you mean 'examples'"),
+        ({"weight": "much"}, "line 10: .*weight"),
+        ({"weight": 0}, "line 10: Dataset 'b' has weight=0.0; it must be positive"),
+        ({"supervision": {"kind": "slow"}}, r"line 11: .*supervision\.kind"),
+        (
+            {"teachers": [{"name": "t", "rum": "x"}]},
+            r"line 12: .*'datasets\[1\].teachers\[0\].rum'; did you mean 'run'",
+        ),
+    ],
+)
+def test_a_wrong_dataset_is_named_by_the_line_of_the_recipe(
+    tmp_path: Path, second: dict[str, Any], message: str
+) -> None:
+    first = {"name": "a", "collection": "c", "examples": "e"}
+    entries = [first | {"task": "sts"}, {"name": "b", "collection": "c", "examples": "e", "task": "sts"} | second]
+    text = yaml.safe_dump({"datasets": entries}, sort_keys=False)
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(Run, tmp_path / "recipe.yaml")
 
 
 def test_windows_hold_a_bounded_number_of_queries(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ def test_each_teacher_can_have_its_own_windows(folder: Path) -> None:
         ({"teachers": "11"}, "two teachers of one name"),
         ({}, "must have either examples or teachers"),
         ({"teachers": "1", "task": ""}, "Dataset 'data' has no task; set task to one of retrieval"),
-        ({"teachers": "1", "task": "search"}, "task='search' is none; choose one of retrieval"),
+        ({"teachers": "1", "task": "search"}, "task='search', which is none; choose one of retrieval"),
         ({"teachers": "1", "weight": 0.0}, "weight=0.0; it must be positive"),
     ],
 )
