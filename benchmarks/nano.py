@@ -8,7 +8,6 @@ two-sided paired randomisation test over questions (signs of the differences fli
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import permutation_test
 
-from benchmarks.machine import machine_record
+from benchmarks.machine import machine_record, write_result
 from demo.collect import collect
 from demo.metrics import METRICS, scores
 from drama_models.bm25 import BM25
@@ -45,12 +44,11 @@ def main() -> int:
     record = {"benchmark": "nano", "command": "python -m benchmarks.nano", "machine": machine_record()}
     size = sum(path.stat().st_size for path in NANO.rglob("*") if path.is_file())
     sizes = {"questions": len(qrels), "documents": len(documents), "folder_bytes": size}
-    RESULT.write_text(json.dumps(record | sizes | speed | {"systems": systems}, indent=2) + "\n", encoding="utf-8")
+    write_result(RESULT, record | sizes | speed | {"systems": systems})
     for name, found in systems.items():
         figures = "  ".join(f"{metric} {found[metric]:.3f}" for metric in METRICS)
         p_values = "  ".join(f"p({metric}) {found['p_against_bm25'][metric]:.4f}" for metric in METRICS)
         print(f"{name:12} {figures}  {p_values}")  # noqa: T201
-    print(f"made {RESULT}")  # noqa: T201
     return 0
 
 

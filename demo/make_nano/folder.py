@@ -17,10 +17,11 @@ from drama_models.folders import atomic_folder
 from drama_models.model_folder import read_json
 from drama_models.profile import Profile
 from drama_models.provenance import write_provenance
+from drama_models.sample_texts import SAMPLE_TEXTS
 from export.client_files import release_config, sentence_transformers_files, tokenizer_files
 from export.release import MODEL_CODE
 from export.to_onnx import write_onnx
-from export.verify import SAMPLE_TEXTS, verify
+from export.verify import verify
 
 if TYPE_CHECKING:
     from pathlib import Path

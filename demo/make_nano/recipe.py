@@ -38,7 +38,7 @@ class NanoRecipe:
     """Steps on the token table alone."""
     table_learning_rate: float = 1e-3
     """Of Adam, linear to zero."""
-    layer_steps: int = 50
+    layer_steps: int = 15
     """Steps on all weights, after those."""
     layer_learning_rate: float = 5e-4
     """Of Adam, linear to zero, for the layers; the table gets a fifth of it."""
