@@ -84,7 +84,7 @@ def test_linear_multipliers_can_climb_slower(llama_folder: Path) -> None:
     """Adam's first step is its rate, whatever the gradient."""
     stock: Any = AutoModelForCausalLM.from_pretrained(llama_folder)
     source = BackboneShape.of(stock.config)
-    folders = {"model": llama_folder, "corpus": llama_folder, "out": llama_folder}
+    folders: dict[str, Any] = {"model": llama_folder, "corpus": llama_folder, "out": llama_folder}
     for factor in (1.0, 0.1):
         model = MaskedCausalLM(stock, Masks(source, source.cut_to(TARGET)), 0)
         recipe = LearnMasksRecipe(**folders, multiplier_learning_rate=0.5, linear_multiplier_factor=factor)

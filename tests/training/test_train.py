@@ -111,8 +111,8 @@ def test_a_batch_is_prompted_texts_of_the_collection(
     first, tokenizer = data[0], AutoTokenizer.from_pretrained(tmp_path / "start")
     assert len(data) == recipe.steps
     assert (len(first["query"]), len(first["document"])) == (8, 24)
-    queries = [tokenizer.decode(ids, skip_special_tokens=True) for ids in first["query"]]
-    documents = {tokenizer.decode(ids, skip_special_tokens=True) for ids in first["document"]}
+    queries = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in first["query"]]
+    documents = {str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in first["document"]}
     contents = {document.content for document in Collection(collection_folder).documents()}
     assert all(text.startswith("Query: ") for text in queries)
     assert len(documents) == 24  # no document twice in a batch
