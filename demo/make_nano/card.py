@@ -84,7 +84,9 @@ were chosen on the dev questions, the test questions were asked once, at the end
 {note}## Limits
 
 English and Python documentation only. It knows words, and little of their order. Questions about things that it has
-not read of fall back on what the teacher's words mean. It may be used with BM25, and should be.
+not read of fall back on what the teacher's words mean. Against BM25 its nDCG@10 on the test questions differs by
+{alone:+.3f} alone and by {fused:+.3f} fused, its R@100 by {alone_recall:+.3f} and {fused_recall:+.3f}. Fuse it with
+BM25.
 """
 
 
@@ -117,6 +119,11 @@ def write_nano_card(folder: Path, results: dict[str, Any]) -> str:
             f"| {line['step']} | {line['cpu_minutes']:.1f} | {line['ndcg@10']:.3f} | {line['recall@100']:.3f} |"
             for line in log
         ),
+        **{
+            f"{word}{suffix}": results["systems"][system]["difference_to_bm25"][metric]
+            for word, system in (("alone", "nano"), ("fused", "nano + bm25"))
+            for suffix, metric in (("", "ndcg@10"), ("_recall", "recall@100"))
+        },
         note=f"{figures['note']}\n\n" if "note" in figures else "",
         **{
             name: recipe[name]
