@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ def encoder_with(table: torch.Tensor, recipe: NanoRecipe) -> SentenceTransformer
 
 def weights_of(model: SentenceTransformer) -> dict[str, torch.Tensor]:
     """Weights of the LlamaModel inside."""
-    return {name: value.detach().clone() for name, value in model[0].auto_model.state_dict().items()}
+    return {name: value.detach().clone() for name, value in cast(Any, model[0]).auto_model.state_dict().items()}
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -132,6 +132,7 @@ def bag_of_tokens(recipe: NanoRecipe, table: torch.Tensor) -> LlamaModel:
         recipe: for the shape.
         table: token embeddings, (V, D).
     """
+    direction: dict[str, Any] = {"is_causal": False, "use_bidirectional_attention": True}
     config = LlamaConfig(
         vocab_size=len(table),
         hidden_size=recipe.hidden_size,
@@ -144,8 +145,7 @@ def bag_of_tokens(recipe: NanoRecipe, table: torch.Tensor) -> LlamaModel:
         bos_token_id=SPECIAL.index(BOS),
         eos_token_id=SPECIAL.index(EOS),
         pad_token_id=SPECIAL.index(PAD),
-        is_causal=False,
-        use_bidirectional_attention=True,
+        **direction,
         use_cache=False,
         tie_word_embeddings=False,
     )
@@ -153,7 +153,7 @@ def bag_of_tokens(recipe: NanoRecipe, table: torch.Tensor) -> LlamaModel:
     with torch.no_grad():
         model.embed_tokens.weight.copy_(table)
         model.embed_tokens.weight[: len(SPECIAL)].normal_(std=NEARLY_ZERO)
-        for layer in model.layers:
+        for layer in cast("list[Any]", model.layers):
             attention, mlp = layer.self_attn, layer.mlp
             for inward in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
                 torch.nn.init.normal_(inward.weight, std=recipe.hidden_size**-0.5)

@@ -9,7 +9,7 @@ layers (`bag_states`), whose layers add almost nothing at the start.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -147,7 +147,7 @@ def train_layers(
     rest = [value for name, value in named.items() if "embed_tokens" not in name]
     rate = recipe.layer_learning_rate
     optimiser = torch.optim.Adam([{"params": rest, "lr": rate}, {"params": table, "lr": rate / TABLE_SLOWER}])
-    config = model[0].auto_model.config  # type: ignore[union-attr]
+    config = cast(Any, model[0]).auto_model.config
     first, last = torch.tensor([config.bos_token_id]), torch.tensor([config.eos_token_id])
     batches = steps_of(
         data,

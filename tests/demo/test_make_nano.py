@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import BertConfig, BertModel, BertTokenizerFast, LlamaModel
+from transformers import BertConfig, BertModel, BertTokenizer, LlamaModel
 
 from demo.make_nano.__main__ import encode_bag, make_nano
 from demo.make_nano.prepare import token_table
@@ -45,9 +45,14 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *NOUNS, *VERBS, "the", "of", "every", "order", "##s"]
     (folder / "vocab.txt").write_text("\n".join([*words, *"abcdefghijklmnopqrstuvwxyz"]) + "\n", encoding="utf-8")
     torch.manual_seed(0)
-    shape = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    shape: dict[str, Any] = {
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     BertModel(BertConfig(vocab_size=64, **shape), add_pooling_layer=False).save_pretrained(folder)
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
 
 
@@ -59,7 +64,13 @@ def made(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> NanoRecipe:
     Collection.write(folder / "collection", documents, queries, {"dev": {"one": {documents[3]["_id"]: 1}}})
     (folder / "work").mkdir()
     write_texts(folder / "work" / "comments.jsonl", ["here the graph is kept in order"])  # not those of all packages
-    shape = {"hidden_size": 16, "heads": 2, "intermediate_size": 24, "max_length": 32, "vocabulary": 160}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "heads": 2,
+        "intermediate_size": 24,
+        "max_length": 32,
+        "vocabulary": 160,
+    }
     steps = {"table_steps": 4, "layer_steps": 2, "batch_size": 8, "layer_batch_size": 8, "evaluate_every": 2}
     recipe = NanoRecipe(
         teacher=teacher,
@@ -94,7 +105,7 @@ def test_the_start_is_a_bag_of_tokens(made: NanoRecipe) -> None:
     start = LlamaModel.from_pretrained(made.work / "start")
     encoder = SentenceTransformer(str(made.work / "with_table"), device="cpu")
     texts = ["join the table of every graph", "RandomForest"]
-    table = encoder[0].auto_model.embed_tokens.weight.detach()  # type: ignore[union-attr]
+    table = encoder[0].auto_model.embed_tokens.weight.detach()  # type: ignore[operator, union-attr]
     tokenizer = encoder.tokenizer.backend_tokenizer
     torch.testing.assert_close(
         encode_bag(tokenizer, table, texts, 32), encoder.encode(texts, normalize_embeddings=True), atol=5e-3, rtol=0
