@@ -235,9 +235,8 @@ class Encoder:
             ids, cut_here = tokenise(window)
             cut += cut_here
             vectors = np.empty((len(window), dim), dtype=np.float32)
-            for batch in budget_batches(
-                [len(row) for row in ids], self.runtime.batch_tokens, packed=self.runtime.packed
-            ):
+            lengths = [len(row) for row in ids]
+            for batch in budget_batches(lengths, self.runtime.batch_tokens, packed=self.runtime.packed):
                 pooled = self.runtime.embed([ids[position] for position in batch])
                 vectors[batch] = finish(pooled, dim, normalise=self.profile.normalise)
             yield vectors

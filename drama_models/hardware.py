@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import platform
+from pathlib import Path
 from typing import Literal
 
 Precision = Literal["auto", "fp32", "bf16"]
+
+
+def processor_name() -> str:
+    """Model of the processor, as the system calls it; at least its architecture."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "flags")))
+    return " ".join([platform.machine(), platform.processor(), *itertools.islice(named, 2)])
 
 
 def train_in_bf16(precision: Precision) -> bool:

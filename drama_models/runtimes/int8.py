@@ -6,7 +6,9 @@ and after on the same texts. Below the wanted cosine the layers that lose most g
 half of them do not suffice, the conversion is refused.
 
 A conversion takes seconds, so its result is kept in the user's cache and memory-mapped from then on. It is found by
-the files it was made from (path, size, time of change), the sample texts and the versions involved.
+the files it was made from (path, size, time of change), the sample texts, the version of ONNX Runtime, and the
+processor: without VNNI, x86 adds products of bytes in 16 bits, which saturate now and then; the cosine was measured with
+that.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from safetensors.numpy import save_file
 
 from drama_models.errors import ModelFolderError, PrecisionError
 from drama_models.folders import atomic_file
+from drama_models.hardware import processor_name
 from drama_models.model_folder import weight_files
 from drama_models.runtimes.llama_graph import INT8, INT8_LIMIT, SCALE, WEIGHT
 from drama_models.runtimes.llama_runtime import LlamaEncoder, LlamaOnnxRuntime, read_llama
@@ -227,7 +230,14 @@ def _key(folder: Path, profile: Profile, texts: Sequence[str], min_cosine: float
     """What a conversion depends on, as one name."""
     paths = [path.resolve() for path in (folder / "config.json", folder / "tokenizer.json", *weight_files(folder))]
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    settings = [FORMAT, metadata.version("onnxruntime"), profile.pooling, profile.bidirectional, min_cosine]
+    settings = [
+        FORMAT,
+        metadata.version("onnxruntime"),
+        processor_name(),
+        profile.pooling,
+        profile.bidirectional,
+        min_cosine,
+    ]
     return hashlib.sha256(json.dumps([files, settings, list(texts)]).encode()).hexdigest()[:32]
 
 
