@@ -7,8 +7,8 @@ half of them do not suffice, the conversion is refused.
 
 A conversion takes seconds, so its result is kept in the user's cache and memory-mapped from then on. It is found by
 the files it was made from (path, size, time of change), the sample texts, the version of ONNX Runtime, and the
-processor: without VNNI, x86 adds products of bytes in 16 bits, which saturate now and then; the cosine was measured with
-that.
+processor: without VNNI, x86 adds products of bytes in 16 bits, which saturates now and then, and the measured cosine
+holds only where it was measured.
 """
 
 from __future__ import annotations
@@ -230,15 +230,9 @@ def _key(folder: Path, profile: Profile, texts: Sequence[str], min_cosine: float
     """What a conversion depends on, as one name."""
     paths = [path.resolve() for path in (folder / "config.json", folder / "tokenizer.json", *weight_files(folder))]
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    settings = [
-        FORMAT,
-        metadata.version("onnxruntime"),
-        processor_name(),
-        profile.pooling,
-        profile.bidirectional,
-        min_cosine,
-    ]
-    return hashlib.sha256(json.dumps([files, settings, list(texts)]).encode()).hexdigest()[:32]
+    here = [FORMAT, metadata.version("onnxruntime"), processor_name()]
+    wanted = [profile.pooling, profile.bidirectional, min_cosine, list(texts)]
+    return hashlib.sha256(json.dumps([files, here, wanted]).encode()).hexdigest()[:32]
 
 
 def _read(path: Path) -> tuple[MappedWeights, Int8Report] | None:
