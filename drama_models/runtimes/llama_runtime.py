@@ -17,6 +17,7 @@ from drama_models.runtimes.llama_graph import BIAS, LlamaGraph
 from drama_models.runtimes.llama_shape import LlamaShape
 from drama_models.runtimes.mapped_weights import MappedWeights
 from drama_models.runtimes.onnx_session import chosen_threads, memory_session
+from drama_models.runtimes.padding import embed_filled
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -70,12 +71,11 @@ class LlamaEncoder:
 
     def embed(self, texts: Sequence[NDArray[np.int64]], pooling: Pooling) -> NDArray[np.float32]:
         """Pooled vectors, (number of texts, D), float32; zeros for a text without tokens."""
-        filled = [number for number, text in enumerate(texts) if len(text)]
-        vectors = np.zeros((len(texts), self.shape.hidden_size), dtype=np.float32)
-        if filled:
-            present = [texts[number] for number in filled]
-            vectors[filled] = pool_rows(self.states(present), [len(text) for text in present], pooling)
-        return vectors
+
+        def pooled(filled: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+            return pool_rows(self.states(filled), [len(text) for text in filled], pooling)
+
+        return embed_filled(texts, self.shape.hidden_size, pooled)
 
     def peaks(self, texts: Sequence[NDArray[np.int64]]) -> dict[str, NDArray[np.float32]]:
         """Largest magnitude of every channel that enters a linear layer, by the first layer on that input, (in,)."""

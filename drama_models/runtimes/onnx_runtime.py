@@ -10,7 +10,7 @@ from drama_models.errors import ModelFolderError
 from drama_models.model_folder import ONNX_GRAPH
 from drama_models.pooling import pool
 from drama_models.runtimes.onnx_session import chosen_threads, file_session
-from drama_models.runtimes.padding import pad
+from drama_models.runtimes.padding import embed_filled, pad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,10 +53,13 @@ class OnnxRuntime:
                 f"{path} has inputs {sorted(inputs)} and outputs {sorted(outputs)}; "
                 f"expected {', '.join(INPUTS)} and {OUTPUT}."
             )
-        self._pooling = profile.pooling
+        self._pooling, self._hidden_size = profile.pooling, profile.hidden_size
 
     def embed(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Pooled vectors, (number of texts, hidden size), float32."""
+        """Pooled vectors, (number of texts, hidden size), float32; zeros for a text without tokens."""
+        return embed_filled(batch, self._hidden_size, self._embed)
+
+    def _embed(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         ids, mask = pad(batch)
         (hidden,) = self._session.run([OUTPUT], dict(zip(INPUTS, (ids, mask), strict=True)))
         return pool(np.asarray(hidden, dtype=np.float32), mask, self._pooling).astype(np.float32)

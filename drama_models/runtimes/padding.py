@@ -1,4 +1,4 @@
-"""A ragged batch as rectangles."""
+"""A ragged batch as rectangles, and without the texts that have no token at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -22,3 +22,27 @@ def pad(batch: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[
     ids = np.zeros(mask.shape, dtype=np.int64)
     ids[mask.astype(bool)] = np.concatenate(batch)
     return ids, mask
+
+
+def embed_filled(
+    batch: Sequence[NDArray[np.int64]],
+    size: int,
+    embed: Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]],
+) -> NDArray[np.float32]:
+    """Embed the texts that have tokens; a text without any gets the zero vector.
+
+    Args:
+        batch: token ids of each text, (T,) each.
+        size: of a vector.
+        embed: gives one vector for each of the texts it is called with.
+
+    Returns:
+        (number of texts, size), float32.
+    """
+    filled = [position for position, ids in enumerate(batch) if len(ids)]
+    if len(filled) == len(batch):
+        return embed(batch)
+    vectors = np.zeros((len(batch), size), dtype=np.float32)
+    if filled:
+        vectors[filled] = embed([batch[position] for position in filled])
+    return vectors

@@ -21,6 +21,7 @@ from drama_models.model_folder import weight_files
 from drama_models.pooling import pool
 from drama_models.runtimes.llama_runtime import LlamaOnnxRuntime
 from drama_models.runtimes.mapped_weights import MappedWeights
+from drama_models.runtimes.onnx_runtime import OnnxRuntime
 from drama_models.runtimes.onnx_session import chosen_threads
 from tests.conftest import TEXTS, make_llama
 from tests.drama_models.published import write_published_folder
@@ -119,8 +120,9 @@ def test_a_text_does_not_depend_on_its_batch_mates(llama_folder: Path) -> None:
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
-def test_a_text_without_tokens_gives_zeros_and_disturbs_nobody(llama_folder: Path) -> None:
-    runtime = LlamaOnnxRuntime.from_folder(llama_folder, profile_of(), threads=1)
+@pytest.mark.parametrize("graph_file", [False, True], ids=["safetensors", "graph file"])
+def test_a_text_without_tokens_gives_zeros_and_disturbs_nobody(release_folder: Path, graph_file: bool) -> None:
+    runtime = (OnnxRuntime if graph_file else LlamaOnnxRuntime.from_folder)(release_folder, profile_of(), threads=1)
     empty, (first, second, *_) = np.empty(0, dtype=np.int64), random_texts()
     vectors = runtime.embed([empty, first, empty, second])
     np.testing.assert_array_equal(vectors[[0, 2]], 0)
