@@ -62,6 +62,8 @@ class LlamaEncoder:
         self.shape, self.embedding = shape, embedding
         self._weights = {name: weights[name] for name in graph.external}  # the session reads them where they are
         self._session = memory_session(model, self._weights, threads)
+        if isinstance(weights, MappedWeights):
+            weights.let_go()  # the session has packed the large ones in its own way
         self._peaks = graph.peaks
 
     def states(self, texts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ are asked for, which is exact; rows of an embedding table are widened row by row
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,8 +42,9 @@ class MappedWeights(Mapping[str, "NDArray[Any]"]):
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._tensors: dict[str, _Tensor] = {}
+        self._maps: list[mmap.mmap] = []
         for path in files:
-            self._tensors.update(_map_file(path))
+            self._tensors.update(self._map(path))
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -57,29 +59,35 @@ class MappedWeights(Mapping[str, "NDArray[Any]"]):
         """A tensor in float32, or int8 where it is stored so; without widening it is a read-only view of the file."""
         return _widened(self._tensors[name])
 
+    def _map(self, path: Path) -> dict[str, _Tensor]:
+        shapes = tensor_shapes(path)  # checks the header and the size
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_bytes))
+            self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        content = np.frombuffer(self._maps[-1], dtype=np.uint8)[8 + header_bytes :]
+        found = {}
+        for name, shape in shapes.items():
+            kind, (begin, end) = header[name]["dtype"], header[name]["data_offsets"]
+            if kind not in STORED:
+                raise ModelFolderError(f"{path}: tensor {name!r} is {kind}; supported are {', '.join(STORED)}.")
+            stored = np.dtype(STORED[kind])
+            if end - begin != stored.itemsize * int(np.prod(shape, dtype=np.int64)):
+                raise ModelFolderError(f"{path} has a damaged safetensors header at {name!r}; fetch it again.")
+            data = content[begin:end].view(stored).reshape(shape)
+            found[name.removeprefix("model.")] = _Tensor(data, kind == "BF16")
+        return found
+
+    def let_go(self) -> None:
+        """Give the pages that were read back to the system; whoever reads them again gets them from the file."""
+        for mapped in self._maps:
+            if hasattr(mapped, "madvise"):  # not on Windows
+                mapped.madvise(mmap.MADV_DONTNEED)
+
     def rows(self, name: str, numbers: NDArray[np.integer]) -> NDArray[np.float32]:
         """Rows of a matrix in float32, (len(numbers), columns); only their pages are read."""
         stored = self._tensors[name]
         return _widened(_Tensor(stored.data[numbers], stored.bfloat16))
-
-
-def _map_file(path: Path) -> dict[str, _Tensor]:
-    shapes = tensor_shapes(path)  # checks the header and the size
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_bytes))
-    content = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + header_bytes)
-    found = {}
-    for name, shape in shapes.items():
-        kind, (begin, end) = header[name]["dtype"], header[name]["data_offsets"]
-        if kind not in STORED:
-            raise ModelFolderError(f"{path}: tensor {name!r} is {kind}; supported are {', '.join(STORED)}.")
-        stored = np.dtype(STORED[kind])
-        if end - begin != stored.itemsize * int(np.prod(shape, dtype=np.int64)):
-            raise ModelFolderError(f"{path} has a damaged safetensors header at {name!r}; fetch it again.")
-        data = np.asarray(content[begin:end]).view(stored).reshape(shape)
-        found[name.removeprefix("model.")] = _Tensor(data, kind == "BF16")
-    return found
 
 
 def _widened(tensor: _Tensor) -> NDArray[Any]:

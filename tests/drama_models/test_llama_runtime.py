@@ -7,7 +7,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -25,6 +25,9 @@ from drama_models.runtimes.onnx_runtime import OnnxRuntime
 from drama_models.runtimes.onnx_session import chosen_threads
 from tests.conftest import TEXTS, make_llama
 from tests.drama_models.published import write_published_folder
+
+if TYPE_CHECKING:
+    from drama_models.runtimes import Runtime
 
 LLAMA3: dict[str, Any] = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0}
 LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
@@ -122,7 +125,9 @@ def test_a_text_does_not_depend_on_its_batch_mates(llama_folder: Path) -> None:
 
 @pytest.mark.parametrize("graph_file", [False, True], ids=["safetensors", "graph file"])
 def test_a_text_without_tokens_gives_zeros_and_disturbs_nobody(release_folder: Path, graph_file: bool) -> None:
-    runtime = (OnnxRuntime if graph_file else LlamaOnnxRuntime.from_folder)(release_folder, profile_of(), threads=1)
+    runtime: Runtime = LlamaOnnxRuntime.from_folder(release_folder, profile_of(), threads=1)
+    if graph_file:
+        runtime = OnnxRuntime(release_folder, profile_of(), threads=1)
     empty, (first, second, *_) = np.empty(0, dtype=np.int64), random_texts()
     vectors = runtime.embed([empty, first, empty, second])
     np.testing.assert_array_equal(vectors[[0, 2]], 0)
