@@ -20,7 +20,7 @@ demo: $(READY)
 
 # DRAMA_BASE=folder adds the checks that need the published weights.
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
