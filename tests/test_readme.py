@@ -83,6 +83,23 @@ def test_demo_figures_are_those_of_the_results_file() -> None:
         assert f"{metrics[name]['ndcg@10']:.3f} | {metrics[name]['recall@100']:.3f}" in README, name
 
 
+def test_nano_figures_are_those_of_the_results_file() -> None:
+    systems = json.loads((ROOT / "benchmarks/results/nano.json").read_text(encoding="utf-8"))["systems"]
+    for name, found in systems.items():
+        cells = [
+            f"{value:.3f}"
+            for metric in ("ndcg@10", "recall@100")
+            for value in (found[metric], found["p_against_bm25"][metric])
+        ]
+        assert f"| {' | '.join([name, *cells])} |" in README
+
+
+def test_training_memory_is_that_of_the_results_files() -> None:
+    data = json.loads((ROOT / "benchmarks/results/training_data.json").read_text(encoding="utf-8"))
+    peak = max(build["rss_peak_mib"] for build in data["builds"].values())
+    assert f"at most {peak} MiB while the caches are built and {data['reading']['rss_peak_mib']} MiB over" in README
+
+
 def test_pruning_cost_is_that_of_the_results_file() -> None:
     shapes = json.loads((ROOT / "benchmarks/results/pruning_cost.json").read_text(encoding="utf-8"))["shapes"]
     for row in shapes.values():
