@@ -153,6 +153,8 @@ def training_arguments(recipe: TrainRecipe) -> SentenceTransformerTrainingArgume
         "save_steps": recipe.save_every,
         "save_total_limit": None,  # ours keeps the last two and the best, and never half of one
         "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,  # a model is called twice before its backward pass
+        "dataloader_drop_last": True,  # every batch is whole; the stock trainer warns without it
         "remove_unused_columns": False,
         "report_to": "none",
         "disable_tqdm": True,
