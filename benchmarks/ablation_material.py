@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from training.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from training.recipe import TrainRecipe
 
@@ -133,7 +133,7 @@ def make_material(material: Material, backbone: Path, dense_recipe: TrainRecipe)
 def teacher_quality(material: Material) -> dict[str, dict[str, float]]:
     """nDCG@10 of each teacher on the drawn test queries, and on the train queries it labels."""
     queries, qrels = material.test()
-    lists = BM25(((document.id, document.content) for document in Collection(material.collection).documents())).search(
+    lists = BM25((document.id, document.content) for document in Collection(material.collection).documents()).search(
         list(queries.values()), 10
     )
     runs = {BM25_NAME: {query: dict(hits) for query, hits in zip(queries, lists, strict=True)}}
@@ -216,5 +216,3 @@ def _vectors(material: Material, name: str) -> tuple[list[str], np.ndarray[Any, 
     run = material.run(name)
     shards = list(read_shards(run.parent / f"{run.name}.vectors"))
     return [key for ids, _ in shards for key in ids], np.concatenate([rows for _, rows in shards])
-
-

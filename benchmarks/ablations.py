@@ -16,10 +16,9 @@ import argparse
 import json
 import shlex
 import statistics
-import sys
 import time
 import warnings
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -28,173 +27,40 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.ablation_material import (
-    BM25_NAME,
-    DENSE_NAME,
-    GIVEN_NAME,
     METRIC,
     Material,
     best_documents,
     make_material,
     teacher_quality,
 )
+from benchmarks.ablation_rows import (
+    BASE,
+    BATCH_SIZE,
+    CONTRASTIVE,
+    DENSE_STEPS,
+    DIMS,
+    LEARNING_RATE,
+    MAX_LENGTH,
+    ROWS,
+    STEPS,
+    TEST_QUERIES,
+    TRAIN_QUERIES,
+    base_recipe,
+    dense_recipe,
+    recipe_of,
+)  # fmt: skip
 from benchmarks.machine import machine_record, write_result
 from drama_models.collection import Collection
 from drama_models.encoder import Encoder
 from drama_models.errors import CollectionError, ModelFolderError, TextsCutWarning
 from drama_models.evaluation import evaluate
 from drama_models.progress import hide_loading_bars
-from training.datasets import DatasetRecipe
-from training.encoders import EncoderRecipe
-from training.objectives import Contrastive, Listwise
-from training.recipe import ObjectiveRecipe, TrainRecipe
-from training.supervision import RankWindows, Supervision
 from training.train import train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-BASE = "base"
-DIMS = (160, 80, 40, 20)
-CONTRASTIVE = Contrastive(temperature=0.05)  # the demo's
-STEPS, BATCH_SIZE, MAX_LENGTH = 32, 32, 32
-TRAIN_QUERIES, TEST_QUERIES = STEPS * BATCH_SIZE, 1000
-DENSE_STEPS = 64
-DENSE_SOURCE = Path("demo/source")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of the ablation: what it changes, in which other row, and what the papers saw."""
-
-    parent: str = BASE
-    field: str = ""
-    """Path of the one changed field of TrainRecipe; numbers are places in a list."""
-    value: Callable[[Material], Any] = lambda _: None
-    """Of that field."""
-    paper: str = ""
-    """The published difference to the parent, sign first; empty where none is published."""
-    source: str = ""
-    """Where that was published, and on what."""
-    needs_teacher: bool = False
-    """Whether it is left out without a given teacher."""
-
-
-def _ranked(material: Material) -> list[DatasetRecipe]:
-    """The same queries, labelled by teachers' lists instead of people; windows of DRAMA's reranked lists."""
-    return [
-        DatasetRecipe(
-            name="train",
-            task="retrieval",
-            collection=material.train_collection,
-            teachers=material.teachers,
-            supervision=_supervision("uniform", material),
-            windows=RankWindows(k=20, positives=1, negatives=10),
-        )
-    ]
-
-
-def _supervision(kind: Any, material: Material) -> Supervision:
-    return Supervision(kind=kind, steps_per_iteration=-(-STEPS // len(material.teachers)))
-
-
-def _one_teacher(name: str) -> Callable[[Material], Any]:
-    return lambda material: [teacher for teacher in material.teachers if teacher.name == name]
-
-
-BEIR = "BEIR-13"
-DRAMA, DRAGON, SPECIAL = f"DRAMA 0.1B, {BEIR}", f"DRAGON table 2, {BEIR}", "2502.19712, E5, four sets"
-LISTWISE = ObjectiveRecipe(contrastive=None, listwise=Listwise())
-BOTH = ObjectiveRecipe(contrastive=CONTRASTIVE, contrastive_weight=0.1, listwise=Listwise())
-ROWS: dict[str, Row] = {
-    BASE: Row(),
-    "causal": Row(field="encoder.bidirectional", value=lambda _: False, paper="-0.59", source=DRAMA),
-    "EOS": Row(field="encoder.pooling", value=lambda _: "last", paper="-0.10", source=DRAMA),
-    "causal, EOS": Row(
-        parent="causal", field="encoder.pooling", value=lambda _: "last", paper="-0.30", source=DRAMA
-    ),
-    "random start": Row(
-        field="backbone", value=lambda material: material.random_backbone, paper="-", source="DRAMA, no figure"
-    ),
-    "0 negatives": Row(field="negatives", value=lambda _: 0),
-    "7 negatives": Row(field="negatives", value=lambda _: 7),
-    "listwise": Row(parent="7 negatives", field="objective", value=lambda _: LISTWISE, paper="+3.2", source=SPECIAL),
-    "listwise + contrastive": Row(
-        parent="7 negatives", field="objective", value=lambda _: BOTH, paper="+4.4", source=SPECIAL
-    ),
-    "uniform teachers": Row(field="datasets", value=_ranked),
-    "progressive teachers": Row(
-        parent="uniform teachers", field="datasets.0.supervision", paper="+1.6", source=DRAGON,
-        value=lambda material: _supervision("progressive", material),
-    ),
-    "fused teachers": Row(
-        parent="uniform teachers", field="datasets.0.supervision", paper="-1.1", source=DRAGON,
-        value=lambda material: _supervision("fused", material),
-    ),
-    "teacher BM25": Row(
-        parent="uniform teachers", field="datasets.0.teachers", paper="-1.0", source=f"{DRAGON}: uniCOIL",
-        value=_one_teacher(BM25_NAME),
-    ),
-    "teacher dense": Row(
-        parent="uniform teachers", field="datasets.0.teachers", paper="-0.7", source=f"{DRAGON}: Contriever",
-        value=_one_teacher(DENSE_NAME),
-    ),
-    "teacher MiniLM": Row(
-        parent="uniform teachers", field="datasets.0.teachers", paper="-1.4", source=f"{DRAGON}: ColBERTv2",
-        value=_one_teacher(GIVEN_NAME), needs_teacher=True,
-    ),
-    "Matryoshka": Row(field="objective.dims", value=lambda _: DIMS),
-}  # fmt: skip
-
-
-def base_recipe(material: Material, backbone: Path) -> TrainRecipe:
-    """The first row: DRAMA's ablation setting in miniature (one hard negative), on human labels."""
-    dataset = DatasetRecipe(
-        name="train", task="retrieval", collection=material.train_collection, examples=material.examples
-    )
-    return TrainRecipe(
-        backbone=backbone,
-        out=material.work / "run",
-        datasets=[dataset],
-        encoder=EncoderRecipe(max_length=MAX_LENGTH),
-        objective=ObjectiveRecipe(contrastive=CONTRASTIVE),
-        steps=STEPS,
-        batch_size=BATCH_SIZE,
-        negatives=1,
-        learning_rate=2e-3,
-        warmup_steps=3,
-        weight_decay=0.01,
-        precision="fp32",
-        device="cpu",
-        save_every=10_000,
-    )
-
-
-def dense_recipe(material: Material) -> TrainRecipe:
-    """Training of the dense teacher: the base recipe for twice as long, from the model that the backbone is cut from."""
-    recipe = base_recipe(material, DENSE_SOURCE)
-    dataset = replace(recipe.datasets[0], examples=material.unscored)
-    return replace(recipe, datasets=[dataset], steps=DENSE_STEPS, learning_rate=1e-3)
-
-
-def recipe_of(name: str, base: TrainRecipe, material: Material) -> TrainRecipe:
-    """The recipe of a row: its parent's with one field changed."""
-    row = ROWS[name]
-    if not row.field:
-        return base
-    parent = recipe_of(row.parent, base, material)
-    changed: TrainRecipe = with_field(parent, row.field.split("."), row.value(material))
-    return changed
-
-
-def with_field(settings: Any, path: list[str], value: Any) -> Any:
-    """A copy of nested dataclasses and lists with the value at a path replaced."""
-    if not path:
-        return value
-    first, *rest = path
-    if is_dataclass(settings) and not isinstance(settings, type):
-        return replace(settings, **{first: with_field(getattr(settings, first), rest, value)})
-    place = int(first)
-    return [with_field(item, rest, value) if number == place else item for number, item in enumerate(settings)]
+    from training.recipe import TrainRecipe
 
 
 def run_row(recipe: TrainRecipe, material: Material) -> dict[str, Any]:
@@ -212,8 +78,9 @@ def run_row(recipe: TrainRecipe, material: Material) -> dict[str, Any]:
     ids = [document.id for document in corpus]
     found = {}
     for dim in DIMS:
-        cut = [torch.nn.functional.normalize(rows[:, :dim]).numpy() for rows in (asked, documents)]
-        found[str(dim)] = round(evaluate(best_documents(*cut, list(queries), ids), qrels, [METRIC])[METRIC], 4)
+        query, document = (torch.nn.functional.normalize(rows[:, :dim]).numpy() for rows in (asked, documents))
+        run = best_documents(query, document, list(queries), ids)
+        found[str(dim)] = round(evaluate(run, qrels, [METRIC])[METRIC], 4)
     return {METRIC: found, "train_s": round(seconds, 1), "commit": machine_record()["commit"]}
 
 
@@ -285,9 +152,9 @@ def plot(record: Mapping[str, Any], out: Path) -> None:
     left.invert_yaxis()
     left.set(xlabel="difference in nDCG@10, points")
     for name in (BASE, "Matryoshka"):
-        values = [by_size(record, name, dim) for dim in DIMS]
-        if all(values):
-            right.plot(DIMS, [statistics.mean(row) for row in values], "o-", label=name)
+        sizes = [by_size(record, name, dim) for dim in DIMS]
+        if all(sizes):
+            right.plot(DIMS, [statistics.mean(points) for points in sizes], "o-", label=name)
     right.set_xscale("log")
     right.set_xticks(DIMS, [str(dim) for dim in DIMS])
     right.minorticks_off()
@@ -344,6 +211,7 @@ def open_record(options: argparse.Namespace, material: Material) -> dict[str, An
     settings = {
         "collection": options.collection.name, "steps": STEPS, "batch_size": BATCH_SIZE, "max_length": MAX_LENGTH,
         "train_queries": TRAIN_QUERIES, "test_queries": TEST_QUERIES, "dense_steps": DENSE_STEPS,
+        "learning_rate": LEARNING_RATE, "temperature": CONTRASTIVE.temperature,
         "teachers": [teacher.name for teacher in material.teachers],
     }  # fmt: skip
     record: dict[str, Any] = {"benchmark": "ablations", "settings": settings, "commands": [], "runs": {}}
@@ -373,4 +241,4 @@ def complete(record: dict[str, Any], options: argparse.Namespace, material: Mate
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
