@@ -15,6 +15,7 @@
     ├── CorpusError (ValueError)                a text corpus is empty or does not fit the model
     ├── ShapeError (ValueError)                 a pruning target that the source model cannot be cut to
     ├── EndpointError (RuntimeError)            a large model's endpoint is down, refuses, or answers nonsense
+    ├── HubError (RuntimeError)                 the model hub cannot be reached, or refuses an upload
     └── TrainingError (RuntimeError)            a run had to stop (non-finite loss, masks not converged)
 
 The command line prints the message of a `DramaError` and exits with code 2; anything else is a bug and keeps its
@@ -85,6 +86,10 @@ class ShapeError(DramaError, ValueError):
 
 class EndpointError(DramaError, RuntimeError):
     """A large model's endpoint is down, refuses the key, or answers nonsense; the message says what is kept."""
+
+
+class HubError(DramaError, RuntimeError):
+    """The model hub cannot be reached, or refuses an upload; nothing is published unless the message says so."""
 
 
 class TrainingError(DramaError, RuntimeError):

@@ -94,7 +94,7 @@ def load_tokenizer(folder: Path, *, set_ends: bool) -> Tokenizer:
         raise ModelFolderError(f"{path} is not a tokenizer file ({error}); fetch it again.") from None
     if set_ends:
         keys = ["eos_token"] if settings.get("add_bos_token") is False else ["bos_token", "eos_token"]
-        ends = {key: _end_token(folder, tokenizer, settings, key) for key in keys}
+        ends = {key: end_token(folder, tokenizer, settings, key) for key in keys}
         numbers = {token: tokenizer.token_to_id(token) for token in ends.values()}
         template = [*([ends["bos_token"]] if "bos_token" in ends else []), "$A", ends["eos_token"]]
         tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=list(numbers.items()))
@@ -117,7 +117,7 @@ def _word_pieces(path: Path, settings: dict[str, Any]) -> Tokenizer:
     return Tokenizer.from_str(wrapped.to_str())
 
 
-def _end_token(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], key: str) -> str:
+def end_token(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], key: str) -> str:
     """BOS or EOS as tokenizer_config.json names it, else by the id in config.json, as transformers does."""
     named = settings.get(key)
     token = named.get("content") if isinstance(named, dict) else named

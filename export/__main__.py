@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from drama_models.recipe import parse_recipe, run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from export.verify import Parity
+
+Recipe = TypeVar("Recipe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,40 +22,92 @@ class VerifyRecipe:
     """Settings of a parity check."""
 
     release: Path
-    """Release folder to load with every installed client."""
+    """Release folder to load with every installed client; `verification.json` is written into it."""
+
+
+def parsed(recipe_class: type[Recipe], command: str, arguments: Sequence[str], *positional: str) -> Recipe:
+    """A recipe from words as people type them: `publish DIR owner/name --pull-request`, `--onnx fp32,fp16`.
+
+    Args:
+        recipe_class: of the command.
+        command: its name.
+        arguments: words after it: perhaps a recipe file, values by position, and flags.
+        positional: fields whose values need no flag, in order.
+
+    Raises:
+        RecipeError: as in `parse_recipe`.
+    """
+    kinds = {field.name: str(field.type) for field in fields(recipe_class)}  # type: ignore[arg-type]
+    words, named = list(arguments), list(positional)
+    found = [words.pop(0)] if words and words[0].endswith((".yaml", ".yml")) else []
+    while words and named and not words[0].startswith("-"):
+        found += [f"--{named.pop(0)}", words.pop(0)]
+    while words:
+        flag, sign, value = words.pop(0).partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in kinds:
+            if not sign and words and not words[0].startswith("--"):
+                sign, value = "=", words.pop(0)
+            elif not sign and kinds[name] == "bool":
+                sign, value = "=", "true"
+            if kinds[name].startswith("tuple") and value and not value.startswith("["):
+                value = f"[{value}]"
+            flag = f"--{name}"
+        found.append(flag + sign + value)
+    return parse_recipe(recipe_class, found, command=f"python -m export {command}")
 
 
 def _release(arguments: list[str]) -> str:
-    from export.card import parity_table
     from export.release import ReleaseRecipe, release
 
-    recipe = parse_recipe(ReleaseRecipe, arguments, command="python -m export release")
-    table = parity_table([client.as_json() for client in release(recipe)])
-    return f"{table}\nmade {recipe.out}; next: drama index COLLECTION MY.INDEX --model {recipe.out}"
+    recipe = parsed(ReleaseRecipe, "release", arguments, "retriever")
+    return _made(release(recipe), recipe.out)
+
+
+def _adopt(arguments: list[str]) -> str:
+    from export.adopt import AdoptRecipe, adopt
+
+    recipe = parsed(AdoptRecipe, "adopt", arguments, "model")
+    return _made(adopt(recipe), recipe.out)
+
+
+def _made(parity: list[Parity], out: Path) -> str:
+    from export.card import parity_table
+
+    table = parity_table([client.as_json() for client in parity])
+    return f"{table}\nmade {out}; next: drama index COLLECTION MY.INDEX --model {out}"
 
 
 def _verify(arguments: list[str]) -> str:
     from drama_models.sample_texts import SAMPLE_TEXTS
     from export.card import parity_table
-    from export.verify import verify
+    from export.verification import verify_and_record
 
-    recipe = parse_recipe(VerifyRecipe, arguments, command="python -m export verify")
-    return parity_table([client.as_json() for client in verify(recipe.release, SAMPLE_TEXTS)])
+    recipe = parsed(VerifyRecipe, "verify", arguments, "release")
+    return parity_table([client.as_json() for client in verify_and_record(recipe.release, SAMPLE_TEXTS)])
+
+
+def _publish(arguments: list[str]) -> str:
+    from export.publish import PublishRecipe, publish
+
+    return publish(parsed(PublishRecipe, "publish", arguments, "release", "repo"))
 
 
 def _trim_vocab(arguments: list[str]) -> str:
     from export.trim_vocab import TrimRecipe, trim_vocabulary
 
-    recipe = parse_recipe(TrimRecipe, arguments, command="python -m export trim-vocab")
+    recipe = parsed(TrimRecipe, "trim-vocab", arguments, "model")
     figures = trim_vocabulary(recipe)["figures"]
     lines = [f"{name.replace('_', ' '):20} {value:,.6g}" for name, value in figures.items()]
-    next_command = f"python -m export release --retriever {recipe.out} --out RELEASE"
+    next_command = f"python -m export release {recipe.out} --out RELEASE"
     return "\n".join([*lines, f"made {recipe.out}; next: {next_command}"])
 
 
 COMMANDS = {
     "release": (_release, "retriever folder to release folder"),
+    "adopt": (_adopt, "published drama folder to release folder"),
     "verify": (_verify, "load a release with every installed client and compare"),
+    "publish": (_publish, "a verified release to the model hub; only a list of what would be done without --really"),
     "trim-vocab": (_trim_vocab, "drop the tokens that a corpus or some languages never need"),
 }
 

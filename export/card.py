@@ -24,7 +24,14 @@ LIMITS = (
 
 
 def write_card(
-    path: Path, record: dict[str, Any], profile: Profile, *, name: str, license_id: str, languages: Sequence[str]
+    path: Path,
+    record: dict[str, Any],
+    profile: Profile,
+    *,
+    name: str,
+    license_id: str,
+    languages: Sequence[str],
+    base_model: str = "",
 ) -> None:
     """Write the README.md of a release.
 
@@ -35,12 +42,14 @@ def write_card(
         name: of the model, as its users will load it.
         license_id: SPDX identifier, or "other".
         languages: two-letter codes.
+        base_model: hub name of published weights that the release passes on; empty for a model of our own.
     """
     stages = chain(record)
     sizes = _parameter_counts(path.parent)
     data = ModelCardData(
         license=license_id,
         language=list(languages) or None,
+        base_model=base_model if "/" in base_model else None,  # the hub accepts no other name
         library_name="sentence-transformers",
         pipeline_tag="feature-extraction",
         tags=["drama-models", "sentence-transformers", "sentence-similarity", "matryoshka", "onnx"],
@@ -49,6 +58,8 @@ def write_card(
         data,
         template_path=str(TEMPLATE),
         name=name,
+        base_model=base_model,
+        license_id=license_id,
         parameters=f"{sizes['all']:,}",
         non_embedding=f"{sizes['non_embedding']:,}",
         hidden_size=profile.hidden_size,

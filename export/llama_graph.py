@@ -5,6 +5,9 @@ contract of optimum and of every server that reads its folders. Bidirectional or
 rotary positions with or without Llama 3's scaling. Operator set 17 is what the oldest of those servers' runtimes
 knows.
 
+Optionally in half precision: matrices are stored and multiplied in float16, while norms, rotary positions, softmax and
+the residual stream stay in float32, where float16 would overflow or lose the small summands.
+
 B texts, T tokens, D hidden, H query heads in G groups, d head size.
 """
 
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from drama_models.errors import ModelFolderError
 from drama_models.runtimes.llama_shape import LlamaShape
 
 if TYPE_CHECKING:
@@ -29,20 +33,23 @@ BLOCKED = -1e9  # added to a score that must not count; far below any score, and
 OUTPUT = "last_hidden_state"
 
 
-def build_graph(config: Mapping[str, Any], weights: Mapping[str, NDArray[Any]], *, bidirectional: bool) -> ModelProto:
+def build_graph(
+    config: Mapping[str, Any], weights: Mapping[str, NDArray[Any]], *, bidirectional: bool, half: bool = False
+) -> ModelProto:
     """The whole encoder, weights inside.
 
     Args:
         config: of the model, as in config.json.
-        weights: by LlamaModel's parameter names without prefix; converted to float32.
+        weights: by LlamaModel's parameter names without prefix; converted to the precision of the graph.
         bidirectional: whether tokens see later ones.
+        half: matrices in float16 instead of float32; inputs and output keep their types.
 
     Raises:
-        ModelFolderError: an activation or rotary scaling that is not built here.
+        ModelFolderError: an activation or rotary scaling that is not built here, or a weight beyond float16.
         KeyError: a weight is missing.
     """
-    builder = _Builder(LlamaShape.from_config(config), weights)
-    states = builder.op("Gather", [builder.weight("embed_tokens.weight"), "input_ids"])  # (B, T, D)
+    builder = _Builder(LlamaShape.from_config(config), weights, half=half)
+    states = builder.full(builder.op("Gather", [builder.matrix("embed_tokens.weight"), "input_ids"]))  # (B, T, D)
     bias = builder.attention_bias(bidirectional=bidirectional)
     rotation = builder.rotation()
     for layer in range(builder.shape.layers):
@@ -64,8 +71,8 @@ class _Builder:
 
     INPUTS = ("input_ids", "attention_mask")
 
-    def __init__(self, shape: LlamaShape, weights: Mapping[str, NDArray[Any]]) -> None:
-        self.shape, self.weights = shape, weights
+    def __init__(self, shape: LlamaShape, weights: Mapping[str, NDArray[Any]], *, half: bool) -> None:
+        self.shape, self.weights, self.half = shape, weights, half
         self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, shape.head_dim
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
@@ -87,14 +94,39 @@ class _Builder:
     def scalar(self, value: float) -> str:
         return self.constant(np.array(value, dtype=np.float32))
 
-    def weight(self, name: str, *, transpose: bool = False) -> str:
+    def weight(self, name: str) -> str:
+        """A vector, in float32."""
+        return self._stored(name, np.asarray(self.weights[name]).astype(np.float32))
+
+    def matrix(self, name: str, *, transpose: bool = False) -> str:
+        """A matrix, in the precision of the graph."""
         array = np.asarray(self.weights[name]).astype(np.float32)
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array.T if transpose else array), name))
+        if self.half:
+            if np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+                raise ModelFolderError(f"Weight {name!r} has values beyond float16; leave fp16 out of the graphs.")
+            array = array.astype(np.float16)
+        return self._stored(name, array.T if transpose else array)
+
+    def _stored(self, name: str, array: NDArray[Any]) -> str:
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
+
+    def product(self, left: str, right: str) -> str:
+        """Matrix product of float32 states with float32 states, computed in the precision of the graph."""
+        return self.full(self.op("MatMul", [self.reduced(left), self.reduced(right)]))
+
+    def reduced(self, states: str) -> str:
+        """Float32 states in the precision of the graph."""
+        return self.op("Cast", [states], to=TensorProto.FLOAT16) if self.half else states
+
+    def full(self, states: str) -> str:
+        """States in float32."""
+        return self.op("Cast", [states], to=TensorProto.FLOAT) if self.half else states
 
     def linear(self, states: str, name: str) -> str:
         """(..., in) to (..., out); the stored weight is (out, in)."""
-        product = self.op("MatMul", [states, self.weight(f"{name}.weight", transpose=True)])
+        weight = self.matrix(f"{name}.weight", transpose=True)
+        product = self.full(self.op("MatMul", [self.reduced(states), weight]))
         if f"{name}.bias" not in self.weights:
             return product
         return self.op("Add", [product, self.weight(f"{name}.bias")])
@@ -136,9 +168,9 @@ class _Builder:
         value = self.split_heads(states, f"{prefix}.self_attn.v_proj", self.kv_heads)
         key, value = self.shared_heads(key), self.shared_heads(value)
         scaled = self.op("Mul", [query, self.scalar(1 / math.sqrt(self.head_dim))])
-        scores = self.op("MatMul", [scaled, self.op("Transpose", [key], perm=[0, 1, 3, 2])])  # (B, H, T, T)
+        scores = self.product(scaled, self.op("Transpose", [key], perm=[0, 1, 3, 2]))  # (B, H, T, T)
         shares = self.op("Softmax", [self.op("Add", [scores, bias])], axis=-1)
-        context = self.op("Transpose", [self.op("MatMul", [shares, value])], perm=[0, 2, 1, 3])  # (B, T, H, d)
+        context = self.op("Transpose", [self.product(shares, value)], perm=[0, 2, 1, 3])  # (B, T, H, d)
         joined = self.op("Reshape", [context, self.constant([0, 0, self.heads * self.head_dim])])
         return self.linear(joined, f"{prefix}.self_attn.o_proj")
 

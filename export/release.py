@@ -10,31 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 
-from drama_models.errors import ModelFolderError
+from drama_models.errors import DimensionError, ModelFolderError
 from drama_models.folders import atomic_folder
 from drama_models.model_folder import check_llama_weights, read_json, weight_files
 from drama_models.profile import Profile
 from drama_models.provenance import write_provenance
 from drama_models.sample_texts import SAMPLE_TEXTS
+from drama_models.tokenisation import end_token, load_tokenizer
 from export.card import CARD_FILE, write_card
 from export.client_files import release_config, sentence_transformers_files, tokenizer_files
-from export.to_onnx import write_onnx
+from export.to_onnx import OnnxPrecision, write_onnx
+from export.verification import write_verification
 from export.verify import largest_difference, verify
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenizers import Tokenizer
+
     from export.verify import Parity
 
 MODEL_CODE = Path(__file__).parents[1] / "drama_models" / "modeling_drama.py"
+ENDS = ("bos_token", "eos_token")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleaseRecipe:
-    """Settings of a release."""
+class FolderRecipe:
+    """What every release is asked for, whatever it is made from."""
 
-    retriever: Path
-    """Folder that training made."""
     out: Path
     """Folder to make."""
     name: str = ""
@@ -42,9 +46,25 @@ class ReleaseRecipe:
     license: str = "other"
     """Licence identifier on the card; carry over the source model's."""
     max_length: int | None = None
-    """Tokens kept of each text; the retriever's by default."""
+    """Tokens kept of each text; the source's by default."""
+    dims: tuple[int, ...] = ()
+    """Matryoshka sizes to announce; the source's by default."""
     languages: tuple[str, ...] = ()
     """Two-letter codes on the card."""
+    onnx: tuple[OnnxPrecision, ...] = ("fp32",)
+    """Graphs to write; fp32 is always among them, since clients are compared on it."""
+
+    def __post_init__(self) -> None:
+        if "fp32" not in self.onnx:
+            raise ValueError(f"onnx={list(self.onnx)} lacks fp32, which clients load by default; add it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseRecipe(FolderRecipe):
+    """Settings of a release."""
+
+    retriever: Path
+    """Folder that training made."""
 
 
 def release(recipe: ReleaseRecipe) -> list[Parity]:
@@ -55,27 +75,66 @@ def release(recipe: ReleaseRecipe) -> list[Parity]:
 
     Raises:
         ModelFolderError: the retriever is not a complete Llama folder, or a client disagrees.
+        DimensionError: an announced size that the model does not have.
     """
-    config = read_json(recipe.retriever / "config.json")
-    check_llama_weights(recipe.retriever, config)
-    profile = replace(Profile.from_folder(recipe.retriever), query_prompt="Query: ")
-    if recipe.max_length is not None:
-        profile = replace(profile, max_length=recipe.max_length)
+    origin = Origin(stage="export.release", role="retriever", settings=recipe)
+    return write_release(recipe.retriever, recipe, origin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What provenance and card say about where a release comes from."""
+
+    stage: str
+    """Command that makes it."""
+    role: str
+    """What the source folder is to that command."""
+    settings: object
+    """Its recipe, a dataclass or a dictionary."""
+    base_model: str = ""
+    """Hub name of published weights that are passed on unchanged; empty for a model of our own."""
+
+
+def write_release(
+    source: Path,
+    recipe: FolderRecipe,
+    origin: Origin,
+    measure: Callable[[Path], dict[str, Any]] | None = None,
+) -> list[Parity]:
+    """Write a release of any Llama encoder whose profile can be read; `release` and `adopt` are this.
+
+    Args:
+        source: model folder; only JSON and safetensors files of it are read.
+        recipe: what is asked for.
+        origin: for provenance and card.
+        measure: further figures, measured on the folder before it is in place; may refuse it by raising.
+
+    Returns:
+        How far each client is from our own encoder.
+
+    Raises:
+        ModelFolderError: the source is not a complete Llama folder, or a client disagrees.
+        DimensionError: an announced size that the model does not have.
+    """
+    config = read_json(source / "config.json")
+    check_llama_weights(source, config)
+    profile = _release_profile(source, recipe)
     with atomic_folder(recipe.out) as partial:
-        _write_weights(recipe.retriever, partial)
-        _write_settings(recipe.retriever, config, profile, partial)
+        _write_weights(source, partial)
+        _write_settings(source, config, profile, partial)
         if profile.bidirectional:
             shutil.copy(MODEL_CODE, partial / MODEL_CODE.name)
-        write_onnx(partial)
+        for precision in recipe.onnx:
+            write_onnx(partial, precision)
+        figures = measure(partial) if measure else {}
         parity = verify(partial, SAMPLE_TEXTS)
-        figures = {"parity": [client.as_json() for client in parity]}
         record = write_provenance(
             partial,
-            stage="export.release",
-            recipe=recipe,
-            inputs={"retriever": recipe.retriever},
-            figures=figures,
-            parent=recipe.retriever,
+            stage=origin.stage,
+            recipe=origin.settings,
+            inputs={origin.role: source},
+            figures=figures | {"parity": [client.as_json() for client in parity]},
+            parent=source,
         )
         write_card(
             partial / CARD_FILE,
@@ -84,7 +143,9 @@ def release(recipe: ReleaseRecipe) -> list[Parity]:
             name=recipe.name or recipe.out.name,
             license_id=recipe.license,
             languages=recipe.languages,
+            base_model=origin.base_model,
         )
+        write_verification(partial, parity)
     return parity
 
 
@@ -103,15 +164,39 @@ def _write_weights(retriever: Path, out: Path) -> None:
     save_torch_state_dict(state, out)
 
 
-def _write_settings(retriever: Path, config: dict[str, Any], profile: Profile, out: Path) -> None:
-    shutil.copy(retriever / "tokenizer.json", out / "tokenizer.json")
-    files = tokenizer_files(read_json(retriever / "tokenizer_config.json"), profile.max_length)
+def _release_profile(source: Path, recipe: FolderRecipe) -> Profile:
+    profile = replace(Profile.from_folder(source), query_prompt="Query: ")
+    if recipe.max_length is not None:
+        profile = replace(profile, max_length=recipe.max_length)
+    if recipe.dims:
+        wrong = [dim for dim in recipe.dims if not 1 <= dim <= profile.hidden_size]
+        if wrong:
+            raise DimensionError(f"dims={wrong} must lie between 1 and the model's {profile.hidden_size}.")
+        profile = replace(profile, dims=tuple(sorted(recipe.dims, reverse=True)))
+    return profile
+
+
+def _write_settings(source: Path, config: dict[str, Any], profile: Profile, out: Path) -> None:
+    tokenizer = _write_tokenizer(source, profile, out)
+    named = read_json(source / "tokenizer_config.json")
+    if profile.set_ends:  # some folders name BOS and EOS by number only
+        named |= {key: end_token(source, tokenizer, named, key) for key in ENDS if named.get(key) is None}
+    files = tokenizer_files(named, profile.max_length)
     pad_token = files["special_tokens_map.json"]["pad_token"]
-    pad_token_id = Tokenizer.from_file(str(out / "tokenizer.json")).token_to_id(pad_token)
+    pad_token_id = tokenizer.token_to_id(pad_token)
     if pad_token_id is None:
-        raise ModelFolderError(f"{retriever}: the pad token {pad_token!r} is not in tokenizer.json; add it there.")
+        raise ModelFolderError(f"{source}: the pad token {pad_token!r} is not in tokenizer.json; add it there.")
     files["config.json"] = release_config(config, profile, pad_token_id=pad_token_id)
     files |= sentence_transformers_files(profile)
     for name, content in files.items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(source: Path, profile: Profile, out: Path) -> Tokenizer:
+    """The tokenizer file as it was, but for BOS and EOS, which stock clients find in its post-processor alone."""
+    tokenizer = load_tokenizer(source, set_ends=profile.set_ends)
+    content = read_json(source / "tokenizer.json") | {"padding": None, "truncation": None}
+    content["post_processor"] = json.loads(tokenizer.to_str())["post_processor"]
+    (out / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    return tokenizer

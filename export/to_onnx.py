@@ -1,8 +1,12 @@
-"""Writing `onnx/model.onnx` into a release folder, straight from its safetensors."""
+"""Writing ONNX graphs into a release folder, straight from its safetensors.
+
+`onnx/model.onnx` is float32. `onnx/model_fp16.onnx` has half the size: weights and matrix products in float16, and
+float32 wherever sums grow long or values large, so that ONNX Runtime runs it on any device; CPUs gain disk, not speed.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import onnx
 from safetensors import safe_open
@@ -17,29 +21,35 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-EXTERNAL_DATA = "model.onnx_data"  # the name that optimum and transformers.js look for
+OnnxPrecision = Literal["fp32", "fp16"]
+GRAPHS: dict[OnnxPrecision, str] = {"fp32": ONNX_GRAPH, "fp16": "onnx/model_fp16.onnx"}  # as transformers.js asks
+WEIGHT_BYTES: dict[OnnxPrecision, int] = {"fp32": 4, "fp16": 2}
 MAX_INLINE_BYTES = 1_800_000_000  # a graph with its weights inside must stay below protobuf's 2 GiB
 
 
-def write_onnx(folder: Path) -> Path:
-    """Export the model of a release folder in float32.
+def write_onnx(folder: Path, precision: OnnxPrecision = "fp32") -> Path:
+    """Export the model of a release folder.
 
     Args:
-        folder: with `config.json` and safetensors; `onnx/model.onnx` is added to it.
+        folder: with `config.json` and safetensors; the graph is added to it.
+        precision: of weights and matrix products; inputs and outputs are the same for all.
 
     Returns:
         Path of the graph.
 
     Raises:
-        ModelFolderError: unreadable weights, or a model that is not a Llama this exporter knows.
+        ModelFolderError: unreadable weights, a model that is not a Llama this exporter knows, or weights that float16
+            cannot hold.
     """
     config = read_json(folder / "config.json")
     weights = _numpy_weights(folder)
-    graph = build_graph(config, weights, bidirectional=attention_is_bidirectional(config, folder))
-    path = folder / ONNX_GRAPH
+    bidirectional = attention_is_bidirectional(config, folder)
+    graph = build_graph(config, weights, bidirectional=bidirectional, half=precision == "fp16")
+    path = folder / GRAPHS[precision]
     path.parent.mkdir(exist_ok=True)
-    large = sum(4 * array.size for array in weights.values()) > MAX_INLINE_BYTES
-    onnx.save_model(graph, path, save_as_external_data=large, location=EXTERNAL_DATA if large else None)
+    large = sum(WEIGHT_BYTES[precision] * array.size for array in weights.values()) > MAX_INLINE_BYTES
+    external_data = f"{path.name}_data"  # the name that optimum and transformers.js look for
+    onnx.save_model(graph, path, save_as_external_data=large, location=external_data if large else None)
     onnx.checker.check_model(str(path))
     return path
 

@@ -28,6 +28,7 @@ from drama_models.profile import Profile
 from drama_models.provenance import write_provenance
 from drama_models.retriever import Retriever
 from drama_models.tokenisation import TextTokenizer
+from export.verification import FILE_NAME as VERIFICATION
 from export.vocabulary import LATIN, SCRIPTS, kept_tokens, smaller_tokenizer
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _texts(path: Path) -> Iterator[str]:
 
 def _copy_settings(model: Path, out: Path) -> None:
     """The small files that say how the model is used; configuration and tokenizer are written anew."""
-    left = ("tokenizer.json", "provenance.json")
+    left = ("tokenizer.json", "provenance.json", VERIFICATION)
     for path in model.rglob("*.json"):
         name = path.relative_to(model)
         if str(name) != "config.json" and name.name not in left and ".index." not in name.name:

@@ -19,6 +19,7 @@ import numpy as np
 
 from drama_models.encoder import Encoder
 from drama_models.errors import ModelFolderError
+from drama_models.model_folder import ONNX_GRAPH
 from drama_models.profile import Profile
 
 if TYPE_CHECKING:
@@ -53,19 +54,19 @@ def verify(folder: Path, texts: Sequence[str]) -> list[Parity]:
         texts: encoded as documents.
 
     Raises:
-        ModelFolderError: a client fails to load the folder, or its smallest cosine is below 0.9999.
+        ModelFolderError: a client fails to load the folder or one of its graphs, or its smallest cosine is below
+            0.9999.
     """
     if Profile.from_folder(folder).pooling != "mean":
         return []
     ours = Encoder.from_pretrained(folder, runtime="torch").encode_documents(list(texts))
     found = []
-    for client, package in NEEDED.items():
-        if find_spec(package) is None:
-            continue
-        parity = _compare(client, package, ours, _run_client(client, folder, texts))
+    for client, package, graph in _runs(folder):
+        label = f"{client}, {Path(graph).stem}" if graph else client
+        parity = _compare(label, package, ours, _run_client(client, folder, texts, graph))
         if not parity.smallest_cosine >= MIN_COSINE:
             raise ModelFolderError(
-                f"{client} {parity.version} disagrees on {folder.name}: smallest cosine {parity.smallest_cosine:.6f}, "
+                f"{label} {parity.version} disagrees on {folder.name}: smallest cosine {parity.smallest_cosine:.6f}, "
                 f"at least {MIN_COSINE} is expected; do not publish this folder."
             )
         found.append(parity)
@@ -77,11 +78,20 @@ def largest_difference(parity: Sequence[Parity], client: str) -> float:
     return next((entry.largest_difference for entry in parity if entry.client == client), float("nan"))
 
 
-def _run_client(client: str, folder: Path, texts: Sequence[str]) -> np.ndarray:
+def _runs(folder: Path) -> list[tuple[str, str, str]]:
+    """Client, its package, and the graph it is given instead of its default one: each of the others has its turn."""
+    others = sorted(path.relative_to(folder).as_posix() for path in folder.glob("onnx/*.onnx"))
+    graphs = {"onnxruntime": ["", *(name for name in others if name != ONNX_GRAPH)]}
+    installed = {client: package for client, package in NEEDED.items() if find_spec(package) is not None}
+    return [(client, package, graph) for client, package in installed.items() for graph in graphs.get(client, [""])]
+
+
+def _run_client(client: str, folder: Path, texts: Sequence[str], graph: str) -> np.ndarray:
     with tempfile.TemporaryDirectory() as work:
         source, target = Path(work) / "texts.json", Path(work) / "vectors.npy"
         source.write_text(json.dumps(list(texts)), encoding="utf-8")
         command = [sys.executable, str(CLIENTS / f"{client}.py"), str(folder), str(source), str(target)]
+        command += [graph] if graph else []
         result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if result.returncode:
             last = (result.stderr.strip().splitlines() or ["no message"])[-1]

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from drama_models.errors import RecipeError
+from drama_models.model_folder import read_json
+from export.__main__ import parsed
+from export.adopt import AdoptRecipe
+from export.publish import PublishRecipe
+from export.release import ReleaseRecipe
+from export.trim_vocab import TrimRecipe
+from export.verification import FILE_NAME, check_verification
 
 ROOT = Path(__file__).parents[2]
 
@@ -13,19 +25,45 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "export", *words], capture_output=True, text=True, cwd=ROOT)
 
 
-def test_verify_prints_a_line_for_each_client(release_folder: Path) -> None:
-    result = run("verify", "--release", str(release_folder))
+def test_verify_prints_a_line_for_each_client_and_records_it(release_folder: Path, tmp_path: Path) -> None:
+    release = Path(shutil.copytree(release_folder, tmp_path / "release"))
+    (release / FILE_NAME).unlink()
+    result = run("verify", str(release))
     assert result.returncode == 0, result.stderr
     assert [line.split()[1] for line in result.stdout.splitlines()[2:]] == [
         "automodel",
         "sentence_transformers",
         "onnxruntime",
     ]
+    assert read_json(release / FILE_NAME)["files"] == read_json(release_folder / FILE_NAME)["files"]
+    assert set(check_verification(release)) == set(check_verification(release_folder))
 
 
 def test_release_of_something_else_is_one_sentence(tmp_path: Path) -> None:
-    result = run("release", "--retriever", str(tmp_path), "--out", str(tmp_path / "out"))
+    result = run("release", str(tmp_path), "--out", str(tmp_path / "out"))
     assert result.returncode == 2
     assert "config.json" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_words_are_read_as_people_type_them(tmp_path: Path) -> None:
+    words = ["RETRIEVER", "--out", "OUT", "--onnx", "fp32,fp16", "--max-length=64", "--dims=[64,32]"]
+    release = parsed(ReleaseRecipe, "release", words, "retriever")
+    assert (release.retriever, release.onnx, release.dims) == (Path("RETRIEVER"), ("fp32", "fp16"), (64, 32))
+    assert release.max_length == 64
+    words = ["RELEASE", "owner/name", "--pull-request", "--really"]
+    publish = parsed(PublishRecipe, "publish", words, "release", "repo")
+    assert (publish.repo, publish.pull_request, publish.really) == ("owner/name", True, True)
+    (tmp_path / "trim.yaml").write_text("model: FOLDER\nlanguages: [en, de]\n", encoding="utf-8")
+    trim = parsed(TrimRecipe, "trim-vocab", [str(tmp_path / "trim.yaml"), "OTHER", "--out", "OUT"], "model")
+    assert (trim.model, trim.languages) == (Path("OTHER"), ("en", "de"))
+
+
+def test_what_is_missing_or_contradicts_itself_is_named() -> None:
+    with pytest.raises(RecipeError, match="license"):
+        parsed(AdoptRecipe, "adopt", ["facebook/drama-base", "--out", "OUT"], "model")
+    with pytest.raises(RecipeError, match="lacks fp32"):
+        parsed(ReleaseRecipe, "release", ["RETRIEVER", "--out", "OUT", "--onnx", "fp16"], "retriever")
+    with pytest.raises(RecipeError, match="owner/name"):
+        parsed(PublishRecipe, "publish", ["RELEASE", "name"], "release", "repo")

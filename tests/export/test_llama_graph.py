@@ -68,6 +68,43 @@ def test_padded_batch_equals_transformers_one_by_one(changes: dict[str, Any], bi
         np.testing.assert_allclose(states[row, : len(text)], transformers_states(config, model, text), atol=2e-5)
 
 
+def half_graph(config: LlamaConfig, model: LlamaModel) -> onnx.ModelProto:
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    return build_graph(config.to_dict(), weights, bidirectional=True, half=True)
+
+
+def test_half_precision_stays_close_to_transformers_where_states_are_beyond_float16() -> None:
+    config = LlamaConfig(**(SMALL | {"is_causal": False, "attn_implementation": "eager"}))
+    model = LlamaModel(config).eval()
+    with torch.no_grad():
+        model.embed_tokens.weight *= 2000  # squares of the residual stream overflow float16
+    session = InferenceSession(half_graph(config, model).SerializeToString(), providers=["CPUExecutionProvider"])
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, 24)
+    mask = np.ones((1, 32), dtype=np.int64)
+    mask[:, 24:] = 0
+    (states,) = session.run(None, {"input_ids": np.pad(ids, (0, 8))[None], "attention_mask": mask})
+    expected = transformers_states(config, model, ids)
+    assert states.dtype == np.float32
+    cosine = (states[0, :24] * expected).sum(1) / np.linalg.norm(states[0, :24], axis=1)
+    assert (cosine / np.linalg.norm(expected, axis=1)).min() > 0.9999
+
+
+def test_half_precision_halves_every_matrix_and_nothing_else() -> None:
+    config = LlamaConfig(**SMALL)
+    model = LlamaModel(config)
+    graph = half_graph(config, model)
+    onnx.checker.check_model(graph, full_check=True)
+    kinds = {entry.name: entry.data_type for entry in graph.graph.initializer}
+    for name, value in model.named_parameters():
+        assert kinds[name] == (onnx.TensorProto.FLOAT16 if value.ndim == 2 else onnx.TensorProto.FLOAT), name
+    assert {node.domain for node in graph.graph.node} == {""}
+    assert graph.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    with torch.no_grad():
+        model.get_parameter("layers.0.mlp.up_proj.weight")[0, 0] = 1e5
+    with pytest.raises(ModelFolderError, match=r"up_proj\.weight' has values beyond float16"):
+        half_graph(config, model)
+
+
 def test_graph_uses_standard_operators_of_an_old_operator_set() -> None:
     config = LlamaConfig(**SMALL)
     weights = {name: value.numpy() for name, value in LlamaModel(config).state_dict().items()}

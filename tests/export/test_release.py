@@ -83,6 +83,7 @@ def test_release_holds_what_clients_read_and_nothing_unsafe(release_folder: Path
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
+        "verification.json",
     }
 
 
