@@ -23,8 +23,8 @@ from drama_models.encoder import Encoder
 from drama_models.evaluation import evaluate, read_run
 from drama_models.folders import atomic_folder
 from training.augment.mine import MineRecipe, mine, mine_negatives
-from training.examples import TrainingExample, read_examples, write_examples
-from training.supervision import Teacher
+from training.data.examples import TrainingExample, read_examples, write_examples
+from training.data.supervision import Teacher
 from training.train import train
 
 if TYPE_CHECKING:

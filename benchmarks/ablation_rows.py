@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.ablation_material import BM25_NAME, DENSE_NAME, GIVEN_NAME
-from training.datasets import DatasetRecipe
+from training.data.datasets import DatasetRecipe
+from training.data.supervision import RankWindows, Supervision
 from training.encoders import EncoderRecipe
 from training.objectives import Contrastive, Listwise
 from training.recipe import ObjectiveRecipe, TrainRecipe
-from training.supervision import RankWindows, Supervision
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -28,7 +28,7 @@ from benchmarks.machine import machine_record
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from training.datasets import DatasetRecipe
+    from training.data.datasets import DatasetRecipe
 
 BATCH_SIZE, NEGATIVES, LISTED_NEGATIVES, BATCHES = 512, 7, 10, 1000
 MIB = 2**20
@@ -58,7 +58,7 @@ def generate(folder: Path, size: int) -> None:
 
 def recipe(folder: Path) -> DatasetRecipe:
     """The generated dataset."""
-    from training.datasets import DatasetRecipe
+    from training.data.datasets import DatasetRecipe
 
     return DatasetRecipe(
         name="generated", task="retrieval", collection=folder / "collection", examples=folder / "examples.jsonl"
@@ -67,7 +67,7 @@ def recipe(folder: Path) -> DatasetRecipe:
 
 def build(folder: Path) -> None:
     """Build the caches, or open them where they are."""
-    from training.datasets import open_datasets
+    from training.data.datasets import open_datasets
 
     open_datasets([recipe(folder)], batch_size=BATCH_SIZE, negatives=NEGATIVES)
 
@@ -83,8 +83,8 @@ def build_measured(folder: Path, out: Path) -> None:
 def read(folder: Path, out: Path) -> None:
     """Read batches from the caches: time to the first, rate, memory."""
     began_s = time.perf_counter()
-    from training.datasets import open_datasets
-    from training.sampling import BatchPlan
+    from training.data.datasets import open_datasets
+    from training.data.sampling import BatchPlan
 
     datasets = open_datasets([recipe(folder)], batch_size=BATCH_SIZE, negatives=NEGATIVES)
     plan = BatchPlan(datasets, seed=0)

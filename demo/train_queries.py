@@ -17,7 +17,7 @@ from demo.collect import TEST_PACKAGES, package_of
 from drama_models.bm25 import BM25
 from drama_models.collection import Collection, Document
 from training.augment.mine import mine_negatives
-from training.examples import TrainingExample, write_examples
+from training.data.examples import TrainingExample, write_examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -30,9 +30,9 @@ class BM25:
     """Lucene's BM25 over a fixed set of documents (k1 0.9, b 0.4, as Anserini and BEIR report it).
 
     Args:
-        documents: id and content of every document. language: two-letter code; English is stemmed and loses stop
-        words, Chinese, Japanese and Thai are cut into pairs
-            of characters, other languages into lower-case words.
+        documents: id and content of every document.
+        language: two-letter code; English is stemmed and loses stop words, Chinese, Japanese and Thai are cut into
+            pairs of characters, other languages into lower-case words.
 
     Raises:
         MissingExtraError: bm25s or PyStemmer is not installed.

@@ -39,6 +39,7 @@ ID_SETTINGS = ("bos_token_id", "eos_token_id", "pad_token_id")
 TEXTS_AT_ONCE = 1024
 PROOF_TEXTS = 256  # of the corpus whose embeddings are compared before and after
 TOLERANCE = 1e-5
+UNCUT = 1 << 20  # tokens
 DEPTH = 100  # hits of each query that are looked at
 
 
@@ -108,7 +109,7 @@ def trim_vocabulary(recipe: TrimRecipe) -> dict[str, Any]:
 def _counts(recipe: TrimRecipe) -> Counter[int]:
     """Occurrences of each token in the corpus, ends included."""
     profile = Profile.from_folder(recipe.model)
-    tokenizer = TextTokenizer(recipe.model, profile, profile.max_length)
+    tokenizer = TextTokenizer(recipe.model, profile, UNCUT)  # a word that is cut in half counts with both halves
     counts: Counter[int] = Counter()
     for portion in _portions(recipe.corpus):
         for prompt in {profile.query_prompt, profile.document_prompt}:  # a text may be asked for, or asked with

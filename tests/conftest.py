@@ -14,9 +14,9 @@ from drama_models.collection import Collection
 from export.release import ReleaseRecipe, release
 from pruning.corpus import tokenise
 from training.augment.mine import mine_negatives
-from training.datasets import DatasetRecipe
+from training.data.datasets import DatasetRecipe
+from training.data.examples import TrainingExample, write_examples
 from training.encoders import EncoderRecipe
-from training.examples import TrainingExample, write_examples
 from training.recipe import ObjectiveRecipe, TrainRecipe
 from training.train import train
 

@@ -17,9 +17,9 @@ from training.train import open_plan, steps_of
 from training.trainer import training_arguments
 
 if TYPE_CHECKING:
+    from training.data.sampling import BatchPlan
     from training.encoders import Lora
     from training.recipe import TrainRecipe
-    from training.sampling import BatchPlan
 
 SAMPLED_STEPS = 4
 TRAINED_BYTES, FROZEN_BYTES = 16, 4  # of a parameter: float32 weight, gradient and Adam's two moments; weight alone

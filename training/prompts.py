@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
-    from training.batches import TextBatch
+    from training.data.batches import TextBatch
 
 EXAMPLE_DRAWS = 5409  # tells these draws from others of the same seed
 LIKE_QUERIES = ("sts", "clustering")  # tasks whose documents are texts of the same kind as the queries

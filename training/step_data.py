@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
-    from training.batches import TextBatch
+    from training.data.batches import TextBatch
+    from training.data.sampling import BatchPlan
     from training.encoders import Kind
     from training.recipe import TrainRecipe
-    from training.sampling import BatchPlan
 
 
 class StepData(Dataset[dict[str, Any]]):

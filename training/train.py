@@ -17,10 +17,10 @@ from drama_models.errors import TrainingError
 from drama_models.folders import atomic_folder
 from drama_models.prompts import write_format
 from drama_models.provenance import read_provenance, write_provenance
-from training.datasets import open_datasets
+from training.data.datasets import open_datasets
+from training.data.sampling import BatchPlan
 from training.encoders import backbones, build_encoder, merge_lora
 from training.published import published_encoder
-from training.sampling import BatchPlan
 from training.start import add_special_tokens, write_start_folder
 from training.step_data import StepData
 from training.step_loss import StepLoss

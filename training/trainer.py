@@ -146,7 +146,8 @@ def training_arguments(recipe: TrainRecipe) -> SentenceTransformerTrainingArgume
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
         "bf16": train_in_bf16(recipe.precision),
-        "use_cpu": recipe.device == "cpu",
+        # without it, processes on a machine without a GPU would not find each other
+        "use_cpu": recipe.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         "seed": recipe.seed,
         "logging_steps": recipe.log_every,
         "logging_nan_inf_filter": False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from demo.collect import TEST_PACKAGES, package_of
 from demo.train_queries import queries_of, write_training_data
 from drama_models.collection import Collection, Document
-from training.examples import read_examples
+from training.data.examples import read_examples
 
 if TYPE_CHECKING:
     from pathlib import Path

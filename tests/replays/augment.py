@@ -14,7 +14,7 @@ from training.augment.deduplicate import duplicate_positions, normalise
 from training.augment.filter import Percentiles, first_of_full_list, found_by_retriever
 from training.augment.generate import clean_query, parse_task_query
 from training.augment.rerank import parse_order
-from training.supervision import RankWindows, label_pools
+from training.data.supervision import RankWindows, label_pools
 
 Case = dict[str, Any]
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from drama_models.pooling import pool
 from tests.replays.compare import Tolerance, equal
-from training.batches import lay_out
-from training.documents import titled
-from training.supervision import RankWindows, Supervision, label_pools, positive_distribution
+from training.data.batches import lay_out
+from training.data.documents import titled
+from training.data.supervision import RankWindows, Supervision, label_pools, positive_distribution
 
 Case = dict[str, Any]
 WINDOWS = RankWindows(k=50, positives=10, negatives=5)

@@ -12,7 +12,7 @@ from drama_models.evaluation import evaluate_per_query
 from drama_models.modeling_drama import DramaModel
 from drama_models.pooling import finish, pool
 from tests.replays.compare import Tolerance, equal
-from training.supervision import RankWindows, label_pools
+from training.data.supervision import RankWindows, label_pools
 
 Case = dict[str, Any]
 

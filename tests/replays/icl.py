@@ -20,8 +20,8 @@ from drama_models.prompts import (
 )
 from tests.replays.compare import Tolerance, equal
 from tests.replays.toy_tokenizer import text_of, toy_tokenizer
-from training.batches import lay_out
-from training.datasets import task_named
+from training.data.batches import lay_out
+from training.data.datasets import task_named
 from training.prompts import LIKE_QUERIES, ExampleDraws, InContextSettings, document_texts, query_texts
 
 Case = dict[str, Any]

@@ -9,9 +9,9 @@ from typing import Any
 
 from drama_models.collection import Collection
 from drama_models.evaluation import write_run
-from training.datasets import DatasetRecipe, TrainingDataset, open_datasets
-from training.documents import TextStore
-from training.examples import TrainingExample, write_examples
+from training.data.datasets import DatasetRecipe, TrainingDataset, open_datasets
+from training.data.documents import TextStore
+from training.data.examples import TrainingExample, write_examples
 
 DOCUMENTS, QUERIES, EXAMPLES = 600, 60, 150
 

@@ -16,14 +16,14 @@ import pytest
 from drama_models.collection import Collection
 from drama_models.errors import CollectionError
 from tests.training.data import corpus_store, write_collection, write_lines
-from training import documents, shards
-from training.documents import TextStore
+from training.data import documents, shards
+from training.data.documents import TextStore
 
 BUILD_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from training import shards
-from training.documents import TextStore
+from training.data import shards
+from training.data.documents import TextStore
 
 shards.BLOCK_LINES = 50
 written, fsync = [], os.fsync

@@ -12,9 +12,9 @@ import pytest
 
 from drama_models.errors import CollectionError
 from tests.training.data import corpus_store, write_collection, write_lines, write_plain_examples
-from training import shards
-from training.example_store import ExampleStore
-from training.examples import read_examples, write_examples
+from training.data import shards
+from training.data.example_store import ExampleStore
+from training.data.examples import read_examples, write_examples
 
 GOOD = {"query_id": "1", "query": "one", "positive_ids": ["d1"]}
 

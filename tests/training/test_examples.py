@@ -10,8 +10,8 @@ import pytest
 from drama_models import BM25
 from drama_models.errors import CollectionError
 from training.augment.mine import mine_negatives
-from training.examples import TrainingExample, read_examples, write_examples
-from training.supervision import RankWindows, label_pools
+from training.data.examples import TrainingExample, read_examples, write_examples
+from training.data.supervision import RankWindows, label_pools
 
 DOCUMENTS = {f"d{number}": f"common word number {number} " + "rare " * (number == 3) for number in range(30)}
 

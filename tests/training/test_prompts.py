@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from drama_models.prompts import INSTRUCTED
 from tests.conftest import TEXTS
 from tests.replays.toy_tokenizer import PATTERN, text_of, toy_tokenizer
-from training.batches import TextBatch
-from training.datasets import Task
+from training.data.batches import TextBatch
+from training.data.datasets import Task
 from training.prompts import InContextSettings, draw_examples, in_context_documents, in_context_queries
 
 if TYPE_CHECKING:

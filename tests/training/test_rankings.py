@@ -11,12 +11,12 @@ from drama_models.collection import Collection
 from drama_models.errors import CollectionError
 from drama_models.evaluation import read_run
 from tests.training.data import QUERIES, corpus_store, open_one, write_collection, write_random_run
-from training import fusion, shards
-from training.documents import TextStore
-from training.fusion import fuse
-from training.rankings import Rankings, open_run
-from training.sampling import BatchPlan
-from training.supervision import RankWindows, Supervision, Teacher
+from training.data import fusion, shards
+from training.data.documents import TextStore
+from training.data.fusion import fuse
+from training.data.rankings import Rankings, open_run
+from training.data.sampling import BatchPlan
+from training.data.supervision import RankWindows, Supervision, Teacher
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,15 @@ from drama_models import Collection, Encoder, Profile
 from drama_models.evaluation import write_run
 from drama_models.recipe import load_recipe
 from tests.conftest import TEXTS, make_tokenizer
+from training.data.examples import read_examples, write_examples
 from training.dry_run import forecast
 from training.encoders import Lora, build_encoder
-from training.examples import read_examples, write_examples
 from training.recipe import ObjectiveRecipe, TrainRecipe
 from training.start import write_start_folder
 from training.train import train
 
 if TYPE_CHECKING:
-    from training.datasets import DatasetRecipe
+    from training.data.datasets import DatasetRecipe
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.iterdir())

@@ -17,10 +17,10 @@ from drama_models.collection import Collection
 from drama_models.errors import CollectionError, RecipeError
 from drama_models.recipe import load_recipe
 from tests.training.data import EXAMPLES, open_one, write_collection, write_lines, write_plain_examples
-from training import distinct_batches
-from training.datasets import DatasetRecipe, TrainingDataset, open_datasets
-from training.draws import draw, draw_below, permute
-from training.sampling import BatchPlan, mixture_counts
+from training.data import distinct_batches
+from training.data.datasets import DatasetRecipe, TrainingDataset, open_datasets
+from training.data.draws import draw, draw_below, permute
+from training.data.sampling import BatchPlan, mixture_counts
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.training.data import QUERIES, open_one, write_collection, write_random_run
-from training.distinct_batches import plan_window
-from training.rankings import RankedQueries
-from training.sampling import BatchPlan
-from training.supervision import RankWindows, Supervision, Teacher, label_pools, positive_distribution
+from training.data.distinct_batches import plan_window
+from training.data.rankings import RankedQueries
+from training.data.sampling import BatchPlan
+from training.data.supervision import RankWindows, Supervision, Teacher, label_pools, positive_distribution
 
 DRAGON = RankWindows(k=50, positives=10, negatives=5)
 RANKED = [f"d{rank}" for rank in range(1, 61)]

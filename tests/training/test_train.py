@@ -17,14 +17,14 @@ from drama_models.errors import CollectionError, ModelFolderError, TrainingError
 from drama_models.evaluation import write_run
 from drama_models.provenance import chain
 from tests.conftest import TEXTS, train_recipe
-from training.datasets import DatasetRecipe
+from training.data.datasets import DatasetRecipe
+from training.data.examples import TrainingExample, write_examples
+from training.data.supervision import RankWindows, Supervision, Teacher
 from training.encoders import EncoderRecipe, build_encoder
 from training.evaluation import CollectionEvaluator, EvaluationRecipe
-from training.examples import TrainingExample, write_examples
 from training.recipe import ObjectiveRecipe, TrainRecipe
 from training.start import write_start_folder
 from training.step_data import StepData
-from training.supervision import RankWindows, Supervision, Teacher
 from training.train import open_plan, train
 from training.trainer import training_arguments
 

@@ -77,8 +77,7 @@ def _filter(arguments: list[str]) -> str:
     figures = filter_examples(recipe)["figures"]
     made = f"made {recipe.out}: {figures.pop('examples'):,} examples"
     drops = "; ".join(f"{name}: {counts['dropped']:,} dropped" for name, counts in figures.items())
-    files = f"--collection {recipe.collection} --examples {recipe.out / 'examples.jsonl'}"
-    return f"{made} ({drops}; samples in report.json); next: {PROGRAM} train {files} ..."
+    return f"{made} ({drops}; samples in report.json); {_to_train(recipe.collection, recipe.out / 'examples.jsonl')}"
 
 
 def _triplets(arguments: list[str]) -> str:
@@ -87,7 +86,12 @@ def _triplets(arguments: list[str]) -> str:
     recipe = parse_recipe(TripletsRecipe, arguments, command=f"{PROGRAM} triplets")
     figures = make_triplets(recipe)["figures"]
     made = f"made {recipe.out}: {figures['examples']:,} triplets of {figures['tasks']:,} tasks"
-    return f"{made}; next: {PROGRAM} train --collection {recipe.out} --examples {recipe.out / 'examples.jsonl'} ..."
+    return f"{made}; {_to_train(recipe.out, recipe.out / 'examples.jsonl')}"
+
+
+def _to_train(collection: Path, examples: Path) -> str:
+    named = f"{{name: mine, task: retrieval, collection: {collection}, examples: {examples}}}"
+    return f"next: {PROGRAM} train --backbone BACKBONE --out RETRIEVER --datasets '[{named}]'"
 
 
 def _augment(arguments: list[str]) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from drama_models.collection import Collection
 from drama_models.errors import CollectionError
 from training.augment.sentences import SentenceRules, split_sentences, word_count
-from training.examples import TrainingExample, write_examples
+from training.data.examples import TrainingExample, write_examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

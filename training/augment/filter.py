@@ -25,7 +25,7 @@ from drama_models.errors import CollectionError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import write_provenance
 from training.augment.runs import stream_run
-from training.examples import TrainingExample, read_examples
+from training.data.examples import TrainingExample, read_examples
 
 if TYPE_CHECKING:
     from collections.abc import Collection as Container

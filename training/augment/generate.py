@@ -23,7 +23,7 @@ from training.augment.llm import ChatClient, ChatRequest, Endpoint, Sampling
 from training.augment.sentences import word_count
 from training.augment.templates import draw_examples, load_examples, load_prompt
 from training.augment.untrusted import delimited
-from training.examples import TrainingExample
+from training.data.examples import TrainingExample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

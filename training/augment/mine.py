@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from training.augment.runs import Hits, Query
-    from training.examples import TrainingExample
+    from training.data.examples import TrainingExample
 
     Search = Callable[[list[Query]], Iterator[tuple[str, Hits]]]
 

@@ -26,7 +26,7 @@ from training.augment.llm import ChatClient, ChatRequest, Endpoint, Sampling
 from training.augment.runs import read_queries, run_lines, stream_run, write_in_parts, write_record
 from training.augment.templates import Prompt, load_prompt
 from training.augment.untrusted import CLOSE, OPEN, neutralise
-from training.documents import TextStore
+from training.data.documents import TextStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

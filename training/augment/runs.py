@@ -16,7 +16,7 @@ from drama_models.errors import CollectionError
 from drama_models.evaluation import write_run
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.provenance import installed_versions, plain_settings
-from training.examples import read_examples
+from training.data.examples import read_examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

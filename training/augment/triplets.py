@@ -20,7 +20,7 @@ from drama_models.provenance import write_provenance
 from training.augment.llm import ChatClient, ChatRequest, Endpoint, Sampling
 from training.augment.templates import load_prompt
 from training.augment.untrusted import neutralise
-from training.examples import TrainingExample, write_examples
+from training.data.examples import TrainingExample, write_examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ import pytest
 from drama_models.recipe import run_command
 from tests.training.augment.chat_server import serving
 from training.augment.commands import COMMANDS
-from training.examples import read_examples
+from training.data.examples import read_examples
 
 
 def run(*words: object) -> int:

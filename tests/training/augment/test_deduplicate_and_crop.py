@@ -11,7 +11,7 @@ from drama_models import Collection
 from drama_models.errors import CollectionError
 from training.augment.crop import CropRecipe, crop
 from training.augment.deduplicate import DeduplicateRecipe, deduplicate, duplicate_positions, normalise
-from training.examples import read_examples
+from training.data.examples import read_examples
 
 
 def slow_duplicates(texts: list[str]) -> set[int]:

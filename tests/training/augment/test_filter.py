@@ -19,7 +19,7 @@ from training.augment.filter import (
     found_by_retriever,
     without_false_negatives,
 )
-from training.examples import TrainingExample, read_examples, write_examples
+from training.data.examples import TrainingExample, read_examples, write_examples
 
 COUNT = 60
 

@@ -14,7 +14,7 @@ from tests.training.augment.chat_server import serving
 from training.augment.generate import GenerateRecipe, clean_query, generate, parse_task_query
 from training.augment.llm import Endpoint
 from training.augment.templates import load_examples, load_prompt, show_prompts
-from training.examples import read_examples
+from training.data.examples import read_examples
 
 KINDS = ("search", "search-zero-shot", "question", "claim", "title", "keywords", "drama")
 

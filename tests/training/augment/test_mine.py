@@ -15,7 +15,7 @@ from drama_models.evaluation import read_run
 from training.augment import mine as mining
 from training.augment.mine import MineRecipe, mine, search_shards
 from training.augment.runs import read_queries, stream_run, write_in_parts
-from training.examples import TrainingExample, write_examples
+from training.data.examples import TrainingExample, write_examples
 
 
 def test_bm25_lists_are_those_of_one_process(collection_folder: Path, examples_file: Path, tmp_path: Path) -> None:

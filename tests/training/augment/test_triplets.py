@@ -12,7 +12,7 @@ from drama_models.errors import EndpointError
 from tests.training.augment.chat_server import serving
 from training.augment.llm import Endpoint
 from training.augment.triplets import Triplet, TripletsRecipe, make_triplets, parse_tasks, parse_triplet
-from training.examples import read_examples
+from training.data.examples import read_examples
 
 TASKS = "Here are some:\n1. Find a manual for a machine.\n- Find a law.\n2) find a LAW.\n\n* Find a review."
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from drama_models.errors import CollectionError
-from training.mapped import MappedArray
-from training.shards import ShardedTable, build_shards, encoded_lines, source_fingerprint
+from training.data.mapped import MappedArray
+from training.data.shards import ShardedTable, build_shards, encoded_lines, source_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from training.shards import Block
+    from training.data.shards import Block
 
 INDEX_BUCKET = 1 << 20  # ids sorted at a time while the index is built
 SCHEMA = pa.schema(
@@ -104,7 +104,11 @@ class TextStore:
     def _encode(self, block: Block) -> pa.RecordBatch:
         columns: dict[str, list[Any]] = {name: [] for name in ("id", "title", "text", "line", "content_hash")}
         for line, record in json_lines(self.source, block):
-            key, title, text = record.get("_id"), record.get("title") or "", record.get("text")
+            # training examples name their queries otherwise, and can serve as a file of queries
+            key, text = (
+                record.get(name, record.get(other)) for name, other in (("_id", "query_id"), ("text", "query"))
+            )
+            title = record.get("title") or ""
             if not isinstance(key, str) or not isinstance(title, str) or not isinstance(text, str):
                 raise CollectionError(
                     f"{self.source}, line {line}: `_id`, `title` and `text` must be strings; found "

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from drama_models.errors import CollectionError
 from drama_models.folders import atomic_file
-from training.mapped import MappedFile
+from training.data.mapped import MappedFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from drama_models.errors import CollectionError
-from training.batches import PlannedBatch
-from training.draws import draw, permute
+from training.data.batches import PlannedBatch
+from training.data.draws import draw, permute
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from training.datasets import TrainingDataset
+    from training.data.datasets import TrainingDataset
 
 WINDOW_QUERIES = 1 << 15
 FEWEST_BATCHES, MOST_BATCHES = 2, 64

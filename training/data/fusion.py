@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from training.documents import cache_name
-from training.rankings import SCHEMA, Rankings, write_list_of_query
-from training.shards import Place, build_shards
+from training.data.documents import cache_name
+from training.data.rankings import SCHEMA, Rankings, write_list_of_query
+from training.data.shards import Place, build_shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from training.documents import TextStore
+    from training.data.documents import TextStore
 
 QUERIES_PER_BLOCK = 1 << 13  # fused at a time
 

@@ -16,16 +16,16 @@ import numpy as np
 
 from drama_models.collection import Collection
 from drama_models.errors import CollectionError, RecipeError
-from training.documents import TextStore
-from training.example_store import ExampleStore
-from training.fusion import fuse
-from training.rankings import RankedQueries, open_run
-from training.supervision import RankWindows, Supervision, Teacher
+from training.data.documents import TextStore
+from training.data.example_store import ExampleStore
+from training.data.fusion import fuse
+from training.data.rankings import RankedQueries, open_run
+from training.data.supervision import RankWindows, Supervision, Teacher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from training.pools import LabelSource
+    from training.data.pools import LabelSource
 
 BATCH_SIZE, NEGATIVES = 2048, 7  # DRAMA 0.1B, arXiv 2502.18460, section 4.2
 

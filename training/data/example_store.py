@@ -13,20 +13,20 @@ import numpy as np
 import pyarrow as pa
 
 from drama_models.errors import CollectionError
-from training.documents import cache_name, content_hash, json_lines, storable
-from training.examples import parse_example
-from training.mapped import MappedArray
-from training.pools import Pools
-from training.shards import ShardedTable, build_shards, encoded_lines, source_fingerprint
+from training.data.documents import cache_name, content_hash, json_lines, storable
+from training.data.examples import parse_example
+from training.data.mapped import MappedArray
+from training.data.pools import Pools
+from training.data.shards import ShardedTable, build_shards, encoded_lines, source_fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from training.documents import TextStore
-    from training.examples import TrainingExample
-    from training.shards import Block
+    from training.data.documents import TextStore
+    from training.data.examples import TrainingExample
+    from training.data.shards import Block
 
 SCHEMA = pa.schema(
     {

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from training.datasets import Task, TrainingDataset
+    from training.data.datasets import Task, TrainingDataset
 
 # B = queries, N = documents of a query
 

@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from drama_models.errors import CollectionError
 from drama_models.folders import atomic_file
-from training.documents import cache_name
-from training.draws import draw_below
-from training.mapped import MappedArray
-from training.pools import Pools
-from training.shards import ShardedTable, build_shards, encoded_lines, source_fingerprint
+from training.data.documents import cache_name
+from training.data.draws import draw_below
+from training.data.mapped import MappedArray
+from training.data.pools import Pools
+from training.data.shards import ShardedTable, build_shards, encoded_lines, source_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from training.documents import TextStore
-    from training.shards import Block
-    from training.supervision import RankWindows, Supervision
+    from training.data.documents import TextStore
+    from training.data.shards import Block
+    from training.data.supervision import RankWindows, Supervision
 
 SCHEMA = pa.schema(
     {
@@ -45,7 +45,7 @@ class Rankings:
     """The ranked lists of one teacher.
 
     Args:
-        folder: made by `open_run`, or by `training.fusion.fuse`.
+        folder: made by `open_run`, or by `training.data.fusion.fuse`.
         fingerprint: of what it was made from.
     """
 

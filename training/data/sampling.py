@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from drama_models.errors import RecipeError
-from training.batches import read_texts
-from training.distinct_batches import batches_per_window, plan_window
-from training.draws import draw
+from training.data.batches import read_texts
+from training.data.distinct_batches import batches_per_window, plan_window
+from training.data.draws import draw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from training.batches import PlannedBatch, TextBatch
-    from training.datasets import TrainingDataset
+    from training.data.batches import PlannedBatch, TextBatch
+    from training.data.datasets import TrainingDataset
 
 SCHEDULE = 1 << 16  # tells the draws of the schedule from those of datasets
 
