@@ -148,8 +148,8 @@ class TrainRecipe:
             raise ValueError(f"chunk_tokens={self.chunk_tokens} must be at least 1; 16384 is a usual choice on a GPU.")
         if self.encoder.lora and self.encoder.two_encoders:
             raise ValueError(
-                "encoder.lora with two_encoders cannot go on from a checkpoint yet; train one encoder with lora, or two "
-                "without it."
+                "encoder.lora with two_encoders cannot go on from a checkpoint yet; train one encoder with lora, or "
+                "two without it."
             )
         if not self.datasets:
             raise ValueError("datasets is empty; name at least one, with its collection and examples.")

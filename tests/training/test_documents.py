@@ -18,6 +18,7 @@ from drama_models.errors import CollectionError
 from tests.training.data import corpus_store, write_collection, write_lines
 from training.data import documents, shards
 from training.data.documents import TextStore
+from training.data.examples import TrainingExample, write_examples
 
 BUILD_AND_DIE = """
 import os, signal, sys
@@ -101,6 +102,13 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: object, message: str) -
         TextStore(path, tmp_path / "cache")
     write_lines(path, {"_id": "first", "text": "mended"})  # the next attempt does not go on from the broken one
     assert TextStore(path, tmp_path / "cache").contents(np.zeros(1, np.int64)) == ["mended"]
+
+
+def test_the_queries_of_examples_serve_as_queries(tmp_path: Path) -> None:
+    example = TrainingExample(query_id="c1", query="a cropped sentence", positive_ids=["d1"])
+    write_examples(tmp_path / "crops.jsonl", [example])
+    store = TextStore(tmp_path / "crops.jsonl", tmp_path / "cache")
+    assert (store.ids(store.rows(["c1"])), store.contents(store.rows(["c1"]))) == (["c1"], ["a cropped sentence"])
 
 
 def test_a_file_without_lines_and_no_file_are_refused(tmp_path: Path) -> None:

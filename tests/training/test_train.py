@@ -20,7 +20,7 @@ from tests.conftest import TEXTS, train_recipe
 from training.data.datasets import DatasetRecipe
 from training.data.examples import TrainingExample, write_examples
 from training.data.supervision import RankWindows, Supervision, Teacher
-from training.encoders import EncoderRecipe, build_encoder
+from training.encoders import EncoderRecipe, Lora, build_encoder
 from training.evaluation import CollectionEvaluator, EvaluationRecipe
 from training.recipe import ObjectiveRecipe, TrainRecipe
 from training.start import write_start_folder
@@ -200,6 +200,11 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_queries(
 def test_recipes_refuse_nonsense(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         train_recipe(tmp_path, tmp_path, tmp_path, tmp_path, **changes)
+
+
+def test_lora_of_two_encoders_is_refused_before_it_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="train one encoder with lora, or two without it"):
+        train_recipe(tmp_path, tmp_path, tmp_path, tmp_path, encoder=EncoderRecipe(two_encoders=True, lora=Lora()))
 
 
 def test_objectives_refuse_nonsense() -> None:
