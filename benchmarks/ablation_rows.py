@@ -79,7 +79,8 @@ ROWS: dict[str, Row] = {
         parent="causal", field="encoder.pooling", value=lambda _: "last", paper="-0.30", source=DRAMA
     ),
     "random start": Row(
-        field="backbone", value=lambda material: material.random_backbone, paper="-", source="DRAMA's premise, no figure"
+        field="backbone", paper="-", source="DRAMA's premise, no figure",
+        value=lambda material: material.random_backbone,
     ),
     "0 negatives": Row(field="negatives", value=lambda _: 0),
     "7 negatives": Row(field="negatives", value=lambda _: 7),

@@ -112,7 +112,7 @@ def verdict(values: list[float], paper: str) -> str:
 
 def table(record: Mapping[str, Any]) -> list[str]:
     """Markdown: each row's nDCG@10, its difference to its parent beside the paper's, then nDCG@10 by size."""
-    lines = ["| row | changes | in | nDCG@10 | difference | paper | sign |", "|---" * 7 + "|"]
+    lines = ["| row | changes | in | seeds | nDCG@10 | difference | paper | sign |", "|---" * 8 + "|"]
     for name, row in ROWS.items():
         runs = record["runs"].get(name, {})
         if not runs:
@@ -122,8 +122,8 @@ def table(record: Mapping[str, Any]) -> list[str]:
         paper = f"{row.paper} ({row.source})" if row.paper else ""
         parent = row.parent if row.field else ""
         cells = [
-            name, row.field, parent, mean_and_deviation(values), mean_and_deviation(gained, "+.1f"), paper,
-            verdict(gained, row.paper),
+            name, row.field, parent, str(len(values)), mean_and_deviation(values), mean_and_deviation(gained, "+.1f"),
+            paper, verdict(gained, row.paper),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"| nDCG@10 by size | {' | '.join(map(str, DIMS))} |", "|---" * (len(DIMS) + 1) + "|"]

@@ -78,9 +78,9 @@ def cells(lines: list[str], name: str) -> list[str]:
 
 def test_table_has_means_deviations_differences_and_the_papers_sign() -> None:
     lines = table(record_of(base=[0.30, 0.32, 0.34], causal=[0.27, 0.30, 0.33], EOS=[0.31, 0.34, 0.36]))
-    assert cells(lines, BASE) == [BASE, "", "", "32.0 ± 2.0", "", "", ""]
+    assert cells(lines, BASE) == [BASE, "", "", "3", "32.0 ± 2.0", "", "", ""]
     # differences -3, -2, -1: mean -2, deviation 1
-    assert cells(lines, "causal")[3:] == ["30.0 ± 3.0", "-2.0 ± 1.0", "-0.59 (DRAMA 0.1B, BEIR-13)", "same"]
+    assert cells(lines, "causal")[4:] == ["30.0 ± 3.0", "-2.0 ± 1.0", "-0.59 (DRAMA 0.1B, BEIR-13)", "same"]
     assert cells(lines, "EOS")[-1] == "opposite"
     assert lines[-2] == "| base | 32.0 ± 2.0 | 16.0 ± 1.0 | 8.0 ± 0.5 | 4.0 ± 0.2 |"
 
