@@ -100,12 +100,11 @@ def mean_and_deviation(values: list[float], form: str = ".1f") -> str:
 
 
 def verdict(values: list[float], paper: str) -> str:
-    """Whether the sign of our differences is the paper's; undecided where a standard error reaches zero."""
+    """Whether the sign of our differences is the paper's; undecided from one seed or within two errors of 0."""
     if not paper or not values:
         return ""
     mean = statistics.mean(values)
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    if abs(mean) <= error:
+    if len(values) == 1 or abs(mean) <= 2 * statistics.stdev(values) / len(values) ** 0.5:
         return "undecided"
     return "same" if (mean > 0) == (paper[0] == "+") else "opposite"
 

@@ -77,7 +77,7 @@ def cells(lines: list[str], name: str) -> list[str]:
 
 
 def test_table_has_means_deviations_differences_and_the_papers_sign() -> None:
-    lines = table(record_of(base=[0.30, 0.32, 0.34], causal=[0.27, 0.30, 0.33], EOS=[0.31, 0.34, 0.36]))
+    lines = table(record_of(base=[0.30, 0.32, 0.34], causal=[0.27, 0.30, 0.33], EOS=[0.31, 0.33, 0.35]))
     assert cells(lines, BASE) == [BASE, "", "", "3", "32.0 ± 2.0", "", "", ""]
     # differences -3, -2, -1: mean -2, deviation 1
     assert cells(lines, "causal")[4:] == ["30.0 ± 3.0", "-2.0 ± 1.0", "-0.59 (DRAMA 0.1B, BEIR-13)", "same"]
@@ -95,10 +95,13 @@ def test_rows_without_runs_are_left_out_of_the_table() -> None:
     assert not any("random start" in line for line in table(record_of(base=[0.3])))
 
 
-def test_a_difference_within_its_standard_error_is_undecided() -> None:
+def test_a_sign_needs_two_seeds_and_two_standard_errors() -> None:
     assert verdict([1.0, -0.9, 0.2], "+1.6") == "undecided"
     assert verdict([1.0, 0.9, 1.2], "+1.6") == "same"
-    assert verdict([-0.5], "+1.6") == "opposite"
+    assert verdict([1.0, 0.9, 1.2], "-1.6") == "opposite"
+    # mean 1, deviation 1, standard error 0.577
+    assert verdict([0.0, 1.0, 2.0], "+1.6") == "undecided"
+    assert verdict([-0.5], "+1.6") == "undecided"
     assert verdict([1.0], "") == verdict([], "+1.6") == ""
 
 
