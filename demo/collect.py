@@ -13,6 +13,7 @@ import json
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,8 @@ def package_of(name: str) -> str:
 def _distinct_entries(packages: Iterable[Package]) -> list[Entry]:
     """Entries of all packages, sorted by name; of equal names in two packages the first package's."""
     entries: dict[str, Entry] = {}
-    with ProcessPoolExecutor() as pool:  # parsing is pure Python: one process a core
+    # parsing is pure Python: one process a core; started afresh, since a fork would copy locks that threads may hold
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for found in pool.map(_entries_of, packages):
             for entry in found:
                 entries.setdefault(entry.name, entry)

@@ -185,7 +185,7 @@ class Encoder:
         The same for every runtime of a folder.
         """
         query = fingerprint(self.layout.backbone)
-        if self.document_encoder is self:
+        if self.document_encoder.layout == self.layout:
             return query
         return hashlib.sha256((query + fingerprint(self.document_encoder.layout.backbone)).encode()).hexdigest()
 
