@@ -1,4 +1,4 @@
-"""Every runtime of ours beside sentence-transformers on the drama-base shape: bulk, a small batch, a single query.
+"""Every runtime of ours beside sentence-transformers on the drama-base shape: bulk, batches, a single query.
 
     python -m benchmarks.inference [--texts 64] [--queries 12] [--rounds 3] [--corpus FILE] [--out …/inference.json]
 
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,11 @@ from benchmarks.interleaved import Measured, interleave
 from benchmarks.machine import machine_record, write_result
 from drama_models.hardware import train_in_bf16
 
+if TYPE_CHECKING:
+    from drama_models.runtimes.choice import Precision
+
 Encode = Callable[[list[str]], NDArray[np.float32]]
-SMALL_BATCH = 8  # texts that a server might see at once
+BATCHES = (8, 32, 128)  # texts that a server might see at once
 QUERY_WORDS = 9
 
 
@@ -67,12 +70,22 @@ def load_torch(folder: Path, dtype: str = "float32") -> tuple[Encode, Encode]:
     return encoder.encode_queries, encoder.encode_documents
 
 
+def load_onnx(folder: Path, precision: Precision = "fp32") -> tuple[Encode, Encode]:
+    """ONNX Runtime straight from the safetensors."""
+    from drama_models import Encoder
+
+    encoder = Encoder.from_pretrained(folder, runtime="onnx", precision=precision)
+    return encoder.encode_queries, encoder.encode_documents
+
+
 BASELINE = "sentence-transformers"
 SYSTEMS: dict[str, System] = {
     BASELINE: System(load=load_sentence_transformers),
     f"{BASELINE} bf16": System(load=load_sentence_transformers, settings={"dtype": "bfloat16"}, needs_bf16=True),
     "Encoder torch": System(load=load_torch),
     "Encoder torch bf16": System(load=load_torch, settings={"dtype": "bfloat16"}, needs_bf16=True),
+    "Encoder onnx": System(load=load_onnx),
+    "Encoder onnx int8": System(load=load_onnx, settings={"precision": "int8"}),
 }
 
 
@@ -86,7 +99,8 @@ class Round:
     """What one system took in one round."""
 
     bulk_s: float
-    batch_s: float
+    batch_s: dict[int, float]
+    """By the number of texts."""
     query_ms: list[float]
     foreign_cores: float
     """Cores that other processes kept busy during the bulk."""
@@ -108,7 +122,10 @@ class Workload:
         vectors = self.embed_documents(self.documents)
         bulk_s = time.perf_counter() - began_s
         foreign = (machine_busy_s() - busy_s - (process_busy_s() - own_s)) / bulk_s
-        batch_s = timed(lambda: self.embed_documents(self.documents[:SMALL_BATCH]))
+        batch_s = {
+            size: timed(lambda size=size: self.embed_documents((self.documents * size)[:size]))  # type: ignore[misc]
+            for size in BATCHES
+        }
         query_ms = [1000 * timed(lambda text=query: self.embed_queries([text])) for query in self.queries]  # type: ignore[misc]
         self.rounds.append(Round(bulk_s, batch_s, query_ms, max(0.0, foreign)))
         return self.rounds, vectors
@@ -160,8 +177,8 @@ def compare(texts: int, queries: int, rounds: int, corpus: Path | None = None) -
 
     Returns:
         Settings, machine, and for each system seconds, texts/s, query times, smallest cosine to the baseline's vectors,
-        peak memory, and ratios to the baseline within a round: of speed (larger is better) for the bulk and the small
-        batch, of time (smaller is better) for a query.
+        peak memory, and ratios to the baseline within a round: of speed (larger is better) for the bulk and the
+        batches, of time (smaller is better) for a query.
     """
     from tokenizers import Tokenizer
 
@@ -200,7 +217,10 @@ def row(own: Measured, baseline: Measured, texts: int, work_gflop: float, peak: 
         "bulk_s": [round(each.bulk_s, 3) for each in rounds],
         "texts_per_second": round(texts / bulk_s, 2),
         "bulk_speed_ratio": round(statistics.median(their.bulk_s / our.bulk_s for our, their in pairs), 3),
-        "batch_of_8_speed_ratio": round(statistics.median(their.batch_s / our.batch_s for our, their in pairs), 3),
+        "batch_speed_ratio": {
+            size: round(statistics.median(their.batch_s[size] / our.batch_s[size] for our, their in pairs), 3)
+            for size in BATCHES
+        },
         "query_p50_ms": round(statistics.median(value for each in rounds for value in each.query_ms), 2),
         "query_time_ratio": round(
             statistics.median(
@@ -227,9 +247,11 @@ def main() -> None:
     result = compare(options.texts, options.queries, options.rounds, options.corpus)
     sizes = f"--texts {options.texts} --queries {options.queries} --rounds {options.rounds}"
     result["command"] = f"python -m benchmarks.inference {sizes}"
-    print(f"{'':26}{'texts/s':>9}{'bulk':>7}{'of 8':>7}{'query ms':>10}{'query':>7}{'peak':>6}{'MiB':>7}  cosine")  # noqa: T201
+    batches = "".join(f"{f'of {size}':>8}" for size in BATCHES)
+    print(f"{'':26}{'texts/s':>9}{'bulk':>7}{batches}{'query ms':>10}{'query':>7}{'peak':>6}{'MiB':>7}  cosine")  # noqa: T201
     for name, figures in result["systems"].items():
-        speed = "".join(f"{figures[key]:7.2f}" for key in ("bulk_speed_ratio", "batch_of_8_speed_ratio"))
+        batches = "".join(f"{figures['batch_speed_ratio'][size]:8.2f}" for size in BATCHES)
+        speed = f"{figures['bulk_speed_ratio']:7.2f}{batches}"
         query = f"{figures['query_p50_ms']:10.1f}{figures['query_time_ratio']:7.2f}{figures['share_of_peak']:6.2f}"
         tail = f"{figures['peak_mib']:7,}  {figures['smallest_cosine']:.6f}"
         print(f"{name:26}{figures['texts_per_second']:9.2f}{speed}{query}{tail}")  # noqa: T201

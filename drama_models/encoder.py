@@ -68,6 +68,7 @@ class Encoder:
         sample_texts: Sequence[str] | None = None,
         device: str | None = None,
         threads: int | None = None,
+        compile: bool = False,  # noqa: A002
         revision: str | None = None,
     ) -> Encoder:
         """Load an encoder from a folder or from the hub.
@@ -86,6 +87,7 @@ class Encoder:
             sample_texts: documents that int8 is calibrated and measured on; built-in ones in twelve scripts by default.
             device: for torch, such as "cuda"; a GPU if there is one by default.
             threads: of one call of ONNX Runtime; by default the environment's DRAMA_THREADS, else every core.
+            compile: let torch.compile fuse what is between matrix products; needs a C++ compiler, and seconds at first.
             revision: branch, tag or commit on the hub.
 
         Raises:
@@ -98,7 +100,7 @@ class Encoder:
         """
         query, document = find_layouts(*find_folders(model, document_model, revision))
         computing: dict[str, Any] = {"runtime": runtime, "precision": precision, "sample_texts": sample_texts}
-        computing |= {"device": device, "threads": threads}
+        computing |= {"device": device, "threads": threads, "compile": compile}
         if query is document:
             return cls._load(query, dim, max_length, computing)
         document_encoder = cls._load(document, dim, max_length, computing)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drama_models.errors import ModelFolderError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -29,14 +31,17 @@ def inverse_frequencies(config: Mapping[str, Any], head_dim: int) -> NDArray[np.
     """Angle per position of each pair of coordinates, (head_dim / 2,).
 
     Raises:
-        ValueError: a kind of scaling other than those of `ROTARY_KINDS`.
+        ModelFolderError: a kind of scaling other than those of `ROTARY_KINDS`.
     """
     settings = rotary_settings(config)
     frequencies = 1.0 / settings["rope_theta"] ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if settings["rope_type"] == "default":
         return frequencies.astype(np.float32)
     if settings["rope_type"] != "llama3":
-        raise ValueError(f"Rotary scaling {settings['rope_type']!r} is not one of {', '.join(ROTARY_KINDS)}.")
+        supported = " and ".join(ROTARY_KINDS)
+        raise ModelFolderError(
+            f"Rotary scaling {settings['rope_type']!r} cannot be exported; supported are {supported}."
+        )
     low, high, original = (
         settings[key] for key in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     )

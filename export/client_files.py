@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from drama_models.runtimes.llama_shape import rope_settings
+from drama_models.rotary import rotary_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +31,7 @@ DROPPED_SETTINGS = ("architectures", "auto_map", "_name_or_path", "transformers_
 
 def release_config(config: Mapping[str, Any], profile: Profile, *, pad_token_id: int) -> dict[str, Any]:
     """config.json of a release, from that of the retriever."""
-    rope = rope_settings(config)
+    rope = rotary_settings(config)
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     kept = {key: value for key, value in config.items() if key not in DROPPED_SETTINGS}
     changed: dict[str, Any] = {

@@ -13,7 +13,7 @@ n texts, T tokens of all of them, D embedding size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -71,6 +71,8 @@ class EncoderRecipe:
     """Text put before every query."""
     document_prompt: str = ""
     """Text put before every document."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Prompts of further tasks by name, which the saved model offers too; training does not use them."""
     two_encoders: bool = False
     """Separate weights for queries and documents."""
     lora: Lora | None = None
@@ -110,7 +112,7 @@ def build_encoder(
         modules = list(_tower(start, recipe))
     if recipe.normalise:
         modules.append(Normalize())
-    prompts = {"query": recipe.query_prompt, "document": recipe.document_prompt}
+    prompts = recipe.prompts | {"query": recipe.query_prompt, "document": recipe.document_prompt}
     similarity: Literal["cosine", "dot"] = "cosine" if recipe.normalise else "dot"
     return SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name=similarity, device=device)
 

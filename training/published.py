@@ -5,18 +5,14 @@ DRAGON's two BERTs, bge-en-icl, bge-multilingual-gemma2, and any other folder th
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from drama_models.layout import find_folders, find_layouts
 from drama_models.profile import Profile
-from training.encoders import EncoderRecipe, build_encoder
-from training.start import write_start_folder
+from training.encoders import EncoderRecipe
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from sentence_transformers import SentenceTransformer
 
 
 def published_encoder(
@@ -43,40 +39,7 @@ def published_encoder(
         normalise=query.normalise,
         query_prompt=query.query_prompt,
         document_prompt=document.document_prompt,
+        prompts=query.prompts,
         two_encoders=two_encoders,
     )
     return recipe, [layout.backbone for layout in (layouts if two_encoders else layouts[:1])]
-
-
-def continue_from(
-    model: str | Path,
-    start: Path,
-    *,
-    document_model: str | Path | None = None,
-    revision: str | None = None,
-    device: str | None = None,
-    **changes: Any,
-) -> SentenceTransformer:
-    """A published retriever as a trainable model, with its pooling, prompts, lengths and normalisation.
-
-    Args:
-        model: folder or hub name, as for `Encoder.from_pretrained`.
-        start: folder to make for its weights and tokenizers.
-        document_model: its document encoder, where that is not in `model`.
-        revision: branch, tag or commit on the hub.
-        device: such as "cuda"; the best there is by default.
-        changes: fields of `EncoderRecipe` that are to differ, such as lora.
-
-    Raises:
-        ModelFolderError: the model is incomplete, damaged, or cannot be found.
-        AttentionDirectionError: its attention direction cannot be honoured.
-    """
-    recipe, backbones = published_encoder(model, document_model, revision)
-    recipe = replace(recipe, **changes)
-    folders = [start / name for name in ("query", "document")[: len(backbones)]]
-    for backbone, folder in zip(backbones, folders, strict=True):
-        write_start_folder(backbone, folder, bidirectional=recipe.bidirectional)
-    document_start = folders[1] if recipe.two_encoders else None
-    built = build_encoder(folders[0], recipe, document_start=document_start, device=device)
-    built.prompts = {**Profile.from_folder(backbones[0]).prompts, **built.prompts}
-    return built

@@ -41,6 +41,7 @@ def load_runtime(
     precision: Precision = "auto",
     device: str | None = None,
     threads: int | None = None,
+    compile: bool = False,  # noqa: A002
     sample_texts: Sequence[str] | None = None,
 ) -> Runtime:
     """The runtime asked for, or the best one here; what was chosen is logged and in its `description`.
@@ -54,6 +55,7 @@ def load_runtime(
         precision: "fp32", "bf16" and "fp16" (torch), "int8" (ONNX, from safetensors), or "auto", which is float32.
         device: for torch, such as "cuda".
         threads: of one call of ONNX Runtime; see `onnx_session.chosen_threads`.
+        compile: for torch: let torch.compile fuse what is between matrix products.
         sample_texts: documents that int8 is calibrated and measured on; built-in ones in twelve scripts by default.
 
     Raises:
@@ -62,10 +64,12 @@ def load_runtime(
         PrecisionError: int8 loses too much on the sample texts.
         MissingExtraError: the runtime's packages are not installed.
     """
-    chosen = _chosen(folder, precision, device) if runtime == "auto" else runtime
+    chosen = _chosen(folder, precision, device, compile) if runtime == "auto" else runtime
+    if compile and chosen != "torch":
+        raise DeviceError(f"compile=True is for runtime='torch'; runtime={chosen!r} has nothing to compile.")
     loaded: Runtime
     if chosen == "torch":
-        loaded = _torch(folder, profile, precision, device)
+        loaded = _torch(folder, profile, precision, device, compiled=compile)
     elif precision == "int8":
         loaded = _int8(folder, profile, chosen, threads, tokenise, sample_texts)
     else:
@@ -75,10 +79,10 @@ def load_runtime(
     return loaded
 
 
-def _chosen(folder: Path, precision: Precision, device: str | None) -> RuntimeName:
+def _chosen(folder: Path, precision: Precision, device: str | None, compiled: bool) -> RuntimeName:
     if precision == "int8":
         return "onnx"
-    if device is not None or precision in SIXTEEN_BITS or _torch_has_a_gpu():
+    if device is not None or compiled or precision in SIXTEEN_BITS or _torch_has_a_gpu():
         return "torch"
     if why_not_from_safetensors(folder) is None or (folder / ONNX_GRAPH).is_file():
         return "onnx"
@@ -87,12 +91,12 @@ def _chosen(folder: Path, precision: Precision, device: str | None) -> RuntimeNa
     return "torch"
 
 
-def _torch(folder: Path, profile: Profile, precision: Precision, device: str | None) -> Runtime:
+def _torch(folder: Path, profile: Profile, precision: Precision, device: str | None, *, compiled: bool) -> Runtime:
     if precision not in TORCH_TYPES:
         raise DeviceError(f"precision={precision!r} is not one of torch's here; use {', '.join(TORCH_TYPES)}.")
     from drama_models.runtimes.torch_runtime import TorchRuntime
 
-    return TorchRuntime(folder, profile, device, TORCH_TYPES[precision])
+    return TorchRuntime(folder, profile, device, TORCH_TYPES[precision], compile=compiled)
 
 
 def _int8(

@@ -1,18 +1,14 @@
-"""The numbers of a Llama that a graph is built from, read from its config.json whichever transformers wrote it.
-
-Rotary positions: Su et al., 2021, https://arxiv.org/abs/2104.09864, with the frequency bands of Llama 3.1 where the
-configuration asks for them.
-"""
+"""The numbers of a Llama that a graph is built from, read from its config.json whichever transformers wrote it."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from drama_models.errors import ModelFolderError
+from drama_models.rotary import inverse_frequencies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,31 +76,3 @@ class LlamaShape:
             epsilon=config.get("rms_norm_eps", 1e-6),
             frequencies=inverse_frequencies(config, head_dim),
         )
-
-
-def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary settings of a config.json, whether written by transformers 4 or 5.
-
-    Raises:
-        ModelFolderError: a kind of scaling that is not built here.
-    """
-    settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    settings.setdefault("rope_theta", config.get("rope_theta", 10_000.0))
-    kind = settings.get("rope_type", settings.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ModelFolderError(f"Rotary scaling {kind!r} cannot be exported; supported are default and llama3.")
-    return settings | {"rope_type": kind}
-
-
-def inverse_frequencies(config: Mapping[str, Any], head_dim: int) -> NDArray[np.float32]:
-    """Rotary frequencies, (d / 2,), with the bands of Llama 3.1 where they are asked for."""
-    settings = rope_settings(config)
-    frequencies = 1.0 / settings["rope_theta"] ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    if settings["rope_type"] == "default":
-        return frequencies.astype(np.float32)
-    low, high, original = (
-        settings[key] for key in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    )
-    turns = original * frequencies / (2 * math.pi)  # rotations within the original length
-    share = np.clip((turns - low) / (high - low), 0, 1)  # 0: slowed by the factor, 1: left alone
-    return ((1 - share) * frequencies / settings["factor"] + share * frequencies).astype(np.float32)

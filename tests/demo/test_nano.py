@@ -52,6 +52,11 @@ def test_a_stock_model_lets_the_first_token_see_the_last() -> None:
     assert (states[0, 1] - states[1, 1]).abs().max() > 1e-6  # a token before the one that differs
 
 
+def test_the_code_that_travels_with_it_is_the_package_s_own() -> None:
+    travelling = (NANO / "modeling_drama.py").read_text(encoding="utf-8")
+    assert travelling == Path("drama_models/modeling_drama.py").read_text(encoding="utf-8")
+
+
 def test_words_of_another_wording_are_nearer_than_other_subjects(encoder: Encoder) -> None:
     (query,) = encoder.encode_queries(["put two lists one after the other"])
     scores = encoder.encode_documents(["concatenate sequences", "draw a random number", "hash a password"]) @ query

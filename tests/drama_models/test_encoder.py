@@ -132,6 +132,9 @@ def test_a_precision_that_a_runtime_lacks_is_refused_with_those_it_has(release_f
     for runtime, precision, message in refusals:
         with pytest.raises(DeviceError, match=message):
             Encoder.from_pretrained(release_folder, runtime=runtime, precision=precision)
+    with pytest.raises(DeviceError, match=r"compile=True is for runtime='torch'; runtime='onnx' has nothing"):
+        Encoder.from_pretrained(release_folder, runtime="onnx", compile=True)
+    assert Encoder.from_pretrained(release_folder, compile=True).runtime.name == "torch"
 
 
 def test_fingerprint_depends_on_the_weights_and_not_on_the_runtime(release_folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from onnxruntime import InferenceSession
 from transformers import LlamaConfig, LlamaModel
 
 from drama_models.errors import ModelFolderError
-from drama_models.runtimes.llama_shape import inverse_frequencies, rope_settings
+from drama_models.rotary import inverse_frequencies, rotary_settings
 from export.llama_graph import OPSET, build_graph
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def test_frequencies_are_those_of_transformers() -> None:
     ids=["transformers 4", "transformers 5"],
 )
 def test_both_spellings_of_rotary_settings_mean_the_same(settings: dict[str, Any]) -> None:
-    assert rope_settings(settings) == LLAMA3
+    assert rotary_settings(settings) == LLAMA3
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from drama_models.checkpoints import checkpoint_folder, log_file
+from tests.processes import finish, kill_when, start
 
 SHARED: dict[str, Any] = {
     "steps": 10, "warmup_steps": 2, "sequence_length": 32, "batch_size": 2, "learning_rate": 1e-3, "log_every": 3,
@@ -30,29 +26,6 @@ STAGES: dict[str, dict[str, Any]] = {
     },
     "recover": {"save_dtype": "float32"},
 }
-
-
-def start(stage: str, recipe: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pruning", stage, str(recipe), *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    _, error = process.communicate()
-    assert process.returncode == 0, error
-
-
-def kill_when(process: subprocess.Popen[str], happened: Any) -> None:
-    """SIGKILL as soon as something is seen on disk; the run must not have ended by itself."""
-    until = time.monotonic() + 120
-    while not happened():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < until
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
 
 
 def complete(checkpoint: Path) -> bool:
@@ -72,7 +45,7 @@ def test_a_killed_run_ends_as_if_left_alone(
     settings = SHARED | STAGES[stage] | {name: str(path) for name, path in folders.items()}
     recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    finish(start(stage, recipe, f"--out={whole}"))
+    finish(start("pruning", stage, str(recipe), f"--out={whole}"))
 
     def at_step(step: int) -> bool:
         log = log_file(cut)
@@ -82,12 +55,12 @@ def test_a_killed_run_ends_as_if_left_alone(
         return (checkpoint_folder(cut) / ".writing" / "checkpoint-6").is_dir()
 
     for happened in (lambda: at_step(3), writing, lambda: at_step(9)):
-        kill_when(start(stage, recipe, f"--out={cut}"), happened)
+        kill_when(start("pruning", stage, str(recipe), f"--out={cut}"), happened)
         assert not cut.exists()
         kept = sorted(checkpoint_folder(cut).glob("checkpoint-*"))
         assert len(kept) <= 2
         assert all(complete(folder) for folder in kept)
-    finish(start(stage, recipe, f"--out={cut}"))
+    finish(start("pruning", stage, str(recipe), f"--out={cut}"))
     lines = [
         [json.loads(line) for line in (folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()]
         for folder in (whole, cut)
@@ -114,8 +87,11 @@ def test_other_settings_do_not_go_on_with_an_interrupted_run(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
     out = tmp_path / "made"
-    kill_when(start("recover", recipe, f"--out={out}"), lambda: bool(list(checkpoint_folder(out).glob("checkpoint-*"))))
-    other = start("recover", recipe, f"--out={out}", "--learning_rate=0.01")
+    kill_when(
+        start("pruning", "recover", str(recipe), f"--out={out}"),
+        lambda: bool(list(checkpoint_folder(out).glob("checkpoint-*"))),
+    )
+    other = start("pruning", "recover", str(recipe), f"--out={out}", "--learning_rate=0.01")
     assert "holds an interrupted run with other settings (learning_rate=0.001); set them back" in other.communicate()[1]
     assert other.returncode == 2
-    finish(start("recover", recipe, f"--out={out}", "--save_every=5"))
+    finish(start("pruning", "recover", str(recipe), f"--out={out}", "--save_every=5"))

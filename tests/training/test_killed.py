@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,29 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from drama_models.checkpoints import checkpoint_folder, log_file
-
-
-def start(recipe: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "training", "train", str(recipe), f"--out={out}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    _, error = process.communicate()
-    assert process.returncode == 0, error
-
-
-def kill_when(process: subprocess.Popen[str], happened: Any) -> None:
-    """SIGKILL as soon as something is seen on disk; the run must not have ended by itself."""
-    until = time.monotonic() + 300
-    while not happened():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < until
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+from tests.processes import finish, kill_when, start
 
 
 @pytest.mark.slow
@@ -64,7 +36,7 @@ def test_a_killed_training_ends_as_if_left_alone(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    finish(start(recipe, whole))
+    finish(start("training", "train", str(recipe), f"--out={whole}"))
 
     def at_step(step: int) -> bool:
         log = log_file(cut)
@@ -74,10 +46,10 @@ def test_a_killed_training_ends_as_if_left_alone(
         return (checkpoint_folder(cut) / ".writing" / "checkpoint-8").is_dir()
 
     for happened in (lambda: at_step(3), writing, lambda: at_step(14)):  # epochs end at step 12
-        kill_when(start(recipe, cut), happened)
+        kill_when(start("training", "train", str(recipe), f"--out={cut}"), happened, timeout_s=300)
         assert not cut.exists()
         assert len(list(checkpoint_folder(cut).glob("checkpoint-*"))) <= 2
-    finish(start(recipe, cut))
+    finish(start("training", "train", str(recipe), f"--out={cut}"))
     lines = [
         [json.loads(line) for line in (folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()]
         for folder in (whole, cut)

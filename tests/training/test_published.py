@@ -17,9 +17,9 @@ from drama_models.tokenisation import load_tokenizer
 from tests.conftest import TEXTS, make_llama
 from tests.drama_models.published_models import WEB_SEARCH, write_bge_en_icl, write_bge_gemma2, write_dragon
 from tests.training.test_prompts import batch_of
-from training.encoders import Kind, embed, tokenise
+from training.encoders import Kind, build_encoder, embed, tokenise
 from training.prompts import InContextSettings, in_context_documents, in_context_queries
-from training.published import continue_from
+from training.published import published_encoder
 from training.start import add_special_tokens, write_start_folder
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ QUERIES, DOCUMENTS = ["put tables together", "digest of a file"], TEXTS[:5]
 def test_dragon_trains_on_as_two_encoders(tmp_path: Path) -> None:
     query, _context = write_dragon(tmp_path)
     before = Encoder.from_pretrained(query)
-    model = continue_from(query, tmp_path / "start", device="cpu")
+    model = continue_from(query, tmp_path / "start")
     model.eval()
     sides: list[tuple[Kind, list[str], NDArray[np.float32]]] = [
         ("query", QUERIES, before.encode_queries(QUERIES)),
@@ -55,7 +55,7 @@ def test_dragon_trains_on_as_two_encoders(tmp_path: Path) -> None:
 def test_bge_en_icl_trains_on_with_examples(tmp_path: Path) -> None:
     folder = write_bge_en_icl(tmp_path / "bge-en-icl")
     before = Encoder.from_pretrained(folder)
-    model = continue_from(folder, tmp_path / "start", device="cpu")
+    model = continue_from(folder, tmp_path / "start")
     model.eval()
     tokenizer = load_tokenizer(folder, set_ends=True)
     batch, settings = batch_of(6), InContextSettings()
@@ -78,7 +78,7 @@ def test_bge_en_icl_trains_on_with_examples(tmp_path: Path) -> None:
 
 def test_bge_multilingual_gemma2_keeps_its_prompts(tmp_path: Path) -> None:
     folder = write_bge_gemma2(tmp_path / "gemma2")
-    model = continue_from(folder, tmp_path / "start", device="cpu", max_length=128)
+    model = continue_from(folder, tmp_path / "start", max_length=128)
     model.save_pretrained(str(tmp_path / "saved"))
     before, after = Encoder.from_pretrained(folder), Encoder.from_pretrained(tmp_path / "saved")
     np.testing.assert_allclose(
@@ -87,6 +87,7 @@ def test_bge_multilingual_gemma2_keeps_its_prompts(tmp_path: Path) -> None:
         atol=1e-4,
     )
     assert after.profile.max_length == 128
+    assert before.profile.prompts.items() <= after.profile.prompts.items()
     assert (before.profile.instruct, after.profile.instruct) == (INSTRUCTED, INSTRUCTED)
 
 
@@ -104,6 +105,16 @@ def test_a_plain_language_model_gets_the_tags_as_tokens(tmp_path: Path) -> None:
     assert ids[-1] == 1
     vectors = Encoder.from_pretrained(start, runtime="torch").encode_queries(QUERIES, instruction=WEB_SEARCH)
     assert np.isfinite(vectors).all()
+
+
+def continue_from(published: Path, work: Path, **changes: int) -> SentenceTransformer:
+    """A published retriever as a trainable model, as a training run builds it."""
+    recipe, folders = published_encoder(published)
+    recipe = replace(recipe, **changes)  # type: ignore[arg-type]
+    starts = [work / name for name in ("start", "document_start")[: len(folders)]]
+    for backbone, start in zip(folders, starts, strict=True):
+        write_start_folder(backbone, start, bidirectional=recipe.bidirectional)
+    return build_encoder(starts[0], recipe, document_start=starts[1] if recipe.two_encoders else None, device="cpu")
 
 
 def step(model: SentenceTransformer, queries: list[torch.Tensor], documents: list[torch.Tensor]) -> None:

@@ -11,11 +11,11 @@ from drama_models.collection import Collection
 from drama_models.errors import CollectionError
 from drama_models.evaluation import read_run
 from tests.training.data import QUERIES, corpus_store, open_one, write_collection, write_random_run
-from training.data import fusion, shards
+from training.data import score_fusion, shards
 from training.data.documents import TextStore
-from training.data.fusion import fuse
 from training.data.rankings import Rankings, open_run
 from training.data.sampling import BatchPlan
+from training.data.score_fusion import fuse
 from training.data.supervision import RankWindows, Supervision, Teacher
 
 
@@ -119,7 +119,7 @@ def plain_fusion(runs: list[dict[str, float]], weights: list[float], normalisati
 def test_fused_lists_are_the_weighted_sums(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, normalisation: str
 ) -> None:
-    monkeypatch.setattr(fusion, "QUERIES_PER_BLOCK", 16)
+    monkeypatch.setattr(score_fusion, "QUERIES_PER_BLOCK", 16)
     queries, documents = stores(folder)
     weights, runs, teachers = [1.0, 0.3], [], []
     for number, seed in enumerate((1, 2)):

@@ -18,8 +18,8 @@ from drama_models.collection import Collection
 from drama_models.errors import CollectionError, RecipeError
 from training.data.documents import TextStore
 from training.data.example_store import ExampleStore
-from training.data.fusion import fuse
 from training.data.rankings import RankedQueries, open_run
+from training.data.score_fusion import fuse
 from training.data.supervision import RankWindows, Supervision, Teacher
 
 if TYPE_CHECKING:

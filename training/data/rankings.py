@@ -45,7 +45,7 @@ class Rankings:
     """The ranked lists of one teacher.
 
     Args:
-        folder: made by `open_run`, or by `training.data.fusion.fuse`.
+        folder: made by `open_run`, or by `training.data.score_fusion.fuse`.
         fingerprint: of what it was made from.
     """
 
