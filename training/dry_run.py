@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from drama_models.hardware import train_in_bf16
-from training.train import open_plan, steps_of
+from training.train import check_dims, open_plan, steps_of
 from training.trainer import training_arguments
 
 if TYPE_CHECKING:
@@ -72,11 +72,13 @@ def forecast(recipe: TrainRecipe) -> Forecast:
     Raises:
         CollectionError: malformed data, unknown ids, or fewer queries than a batch.
         RecipeError: settings of the datasets that do not fit together.
+        TrainingError: Matryoshka sizes beyond the embedding.
     """
     plan = open_plan(recipe, training_arguments(recipe))
     steps = steps_of(recipe, plan)
     texts, tokens = _sampled(recipe, plan)
     config = AutoConfig.from_pretrained(recipe.backbone)
+    check_dims(recipe.objective.dims, config.hidden_size)
     with torch.device("meta"):
         backbone = AutoModel.from_config(config)
     encoders = 2 if recipe.encoder.two_encoders else 1

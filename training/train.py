@@ -27,6 +27,7 @@ from training.step_loss import StepLoss
 from training.trainer import RetrieverTrainer, training_arguments
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
@@ -129,15 +130,23 @@ def build(recipe: TrainRecipe) -> SentenceTransformer:
     work = checkpoints.checkpoint_folder(recipe.out)
     document_start = work / "document_start" if recipe.document_backbone else None
     model = build_encoder(work / "start", recipe.encoder, document_start=document_start, device=recipe.device)
-    size = model.get_embedding_dimension() or 0
     dims = recipe.objective.dims
-    if dims and max(dims) > size:
-        raise TrainingError(f"dims={dims} go beyond the backbone's {size}; use sizes up to that.")
+    check_dims(dims, model.get_embedding_dimension() or 0)
     for backbone in backbones(model):
         backbone.config.matryoshka_dimensions = sorted(dims, reverse=True)
     if recipe.in_context:
         model.prompts = {}  # what precedes a query depends on its task
     return model
+
+
+def check_dims(dims: Sequence[int], hidden_size: int) -> None:
+    """Whether all Matryoshka sizes can be cut from an embedding.
+
+    Raises:
+        TrainingError: one is beyond it.
+    """
+    if dims and max(dims) > hidden_size:
+        raise TrainingError(f"dims={tuple(dims)} go beyond the backbone's {hidden_size}; use sizes up to that.")
 
 
 def _write_starts(recipe: TrainRecipe) -> None:

@@ -11,6 +11,7 @@ import torch
 from transformers import BertConfig, BertModel, Gemma2Config, Gemma2Model, LlamaModel, MistralConfig, MistralModel
 
 from drama_models import Collection, Encoder, Profile
+from drama_models.errors import TrainingError
 from drama_models.evaluation import write_run
 from drama_models.recipe import load_recipe
 from tests.conftest import TEXTS, make_tokenizer
@@ -150,6 +151,8 @@ def test_a_forecast_counts_what_will_be_trained(llama_folder: Path, data: dict[s
     low = replace(small, encoder=replace(small.encoder, lora=Lora(rank=4)))
     peft = build_encoder(write_start(llama_folder, tmp_path / "start"), low.encoder, device="cpu")
     assert forecast(low).trained_parameters == sum(p.numel() for p in peft.parameters() if p.requires_grad)
+    with pytest.raises(TrainingError, match=r"dims=\(96, 16\) go beyond the backbone's 48; use sizes up to that"):
+        forecast(replace(small, objective=replace(small.objective, dims=(96, 16))))
 
 
 def write_start(backbone: Path, folder: Path) -> Path:
