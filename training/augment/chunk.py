@@ -2,7 +2,7 @@
 
 A passage never crosses a heading or the end of its document. Its id is the document's with `:NUMBER` behind it, and
 its record names the document, so that every query made of it can be traced to its source. Its title is the document's
-title and the heading it stands under.
+title and the heading it stands under; the heading is in the record by itself too.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
+TITLE_SEPARATOR = " \N{EN DASH} "  # between a document's title and a heading
 END_TOKENS = 2  # BOS and EOS count as tokens of the passage
 SENTENCES_AT_ONCE = 4096
 LONGEST_WORD_CHARACTERS = 200  # what has no space for longer is cut where it stands
@@ -66,10 +67,14 @@ class Passage:
     text: str
     document: str
     """Id of the document."""
+    heading: str = ""
+    """What it stands under, where that is not the title of the document; `title` ends with it."""
 
     def record(self) -> dict[str, Any]:
         """As a line of corpus.jsonl."""
-        return {"_id": self.id, "title": self.title, "text": self.text, "document": self.document}
+        return {
+            "_id": self.id, "title": self.title, "text": self.text, "document": self.document, "heading": self.heading
+        }  # fmt: skip
 
 
 def chunk(recipe: ChunkRecipe) -> dict[str, Any]:
@@ -169,8 +174,9 @@ class _Section:
             tokens += count
 
     def _passage(self, number: int, text: str) -> Passage:
-        parts = [self.document.title] + [self.heading] * (self.heading not in ("", self.document.title))
-        return Passage(f"{self.document.id}:{number}", " – ".join(filter(None, parts)), text, self.document.id)  # noqa: RUF001
+        heading = self.heading if self.heading != self.document.title else ""
+        title = TITLE_SEPARATOR.join(filter(None, (self.document.title, heading)))
+        return Passage(f"{self.document.id}:{number}", title, text, self.document.id, heading)
 
 
 def _sections(documents: Iterable[SourceDocument], max_tokens: int, language: str) -> Iterator[_Section]:

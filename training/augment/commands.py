@@ -38,6 +38,18 @@ def _crop(arguments: list[str]) -> str:
     return f"{made}; next: {PROGRAM} mine --collection {recipe.collection} --examples {recipe.out} --out RUN"
 
 
+def _find(arguments: list[str]) -> str:
+    from training.augment.find_queries import FindRecipe, find_queries
+
+    recipe = parse_recipe(FindRecipe, arguments, command=f"{PROGRAM} find")
+    figures = find_queries(recipe)["figures"]
+    kept = ", ".join(f"{count:,} {kind}s" for kind, count in figures["kept"].items()) or "no queries"
+    dropped = "; ".join(f"{reason}: {count:,}" for reason, count in figures["dropped"].items()) or "none"
+    examples = recipe.out / "examples.jsonl"
+    made = f"made {recipe.out}: {kept}, and the passages without them (left out: {dropped})"
+    return f"{made}; next: {PROGRAM} mine --collection {recipe.out} --examples {examples} --out RUN"
+
+
 def _generate(arguments: list[str]) -> str:
     from training.augment.generate import GenerateRecipe, generate
 
@@ -110,6 +122,7 @@ COMMANDS = {
     "chunk": (_chunk, "documents to a collection of passages"),
     "deduplicate": (_deduplicate, "take passages away that others contain"),
     "crop": (_crop, "sentences of passages as queries"),
+    "find": (_find, "titles, headings and questions of the documents as queries"),
     "generate": (_generate, "queries for passages, by a large model"),
     "mine": (_mine, "what a teacher ranks for each query"),
     "rerank": (_rerank, "lists in the order of a large model or a cross-encoder"),

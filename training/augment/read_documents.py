@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from drama_models.errors import CollectionError
+from training.augment.sentences import word_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ BYTE_ORDER_MARKS = {
 SNIFFED_BYTES = 1 << 16  # enough to tell an encoding by its letters
 DAMAGED_SHARE = 0.001  # of characters; a few stray bytes do not make a file another encoding's
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
+LONGEST_TITLE_WORDS = 12
+SENTENCE_END = re.compile(r"[.!:;,\u3002\uff01\u0964\u06d4]\W*$")  # a question may be a title
 FRONT_MATTER = re.compile(r"\A---\n.*?\n(?:---|\.\.\.)\n", re.DOTALL)
 HIDDEN = ["script", "style", "noscript", "template", "nav", "iframe", "svg", "form"]
 BLOCKS = {
@@ -151,7 +154,7 @@ def _read_file(path: Path, name: str, skipped: SkippedFiles) -> Iterator[SourceD
     if text is None:
         skipped.add(name, "binary")
         return
-    title, blocks = READERS.get(suffix, plain_blocks)(text)
+    title, blocks = READERS.get(suffix, titled_blocks)(text)
     if blocks:
         yield SourceDocument(name, title or path.stem, blocks)
     else:
@@ -161,6 +164,16 @@ def _read_file(path: Path, name: str, skipped: SkippedFiles) -> Iterator[SourceD
 def plain_blocks(text: str) -> tuple[str, list[Block]]:
     """Paragraphs between blank lines; a line break inside one is a space. Plain text has no title."""
     return "", [Block(joined) for part in BLANK_LINE.split(text) if (joined := " ".join(part.split()))]
+
+
+def titled_blocks(text: str) -> tuple[str, list[Block]]:
+    """Title and paragraphs of a text file: a short first line by itself, no sentence, is its title."""
+    _, blocks = plain_blocks(text)
+    first = text.lstrip().partition("\n")[0]
+    alone = len(blocks) > 1 and " ".join(first.split()) == blocks[0].text
+    if not alone or word_count(first) > LONGEST_TITLE_WORDS or SENTENCE_END.search(first):
+        return "", blocks
+    return blocks[0].text, [Block(blocks[0].text, heading=True), *blocks[1:]]
 
 
 def markdown_blocks(text: str) -> tuple[str, list[Block]]:

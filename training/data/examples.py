@@ -39,7 +39,7 @@ class TrainingExample:
     task: str = ""
     """Kind of retrieval, where one model learns several."""
     source: str = ""
-    """Where the query came from: crop, generate or human."""
+    """Where the query came from: crop, found, generate or human."""
     category: str = ""
     """What a clustering query belongs to: answers it where it serves as an example for others."""
 
