@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from drama_models.errors import CollectionError
 from training.augment.sentences import word_count
+from training.data.documents import storable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -264,12 +265,13 @@ def _read_json_lines(path: Path, name: str) -> Iterator[SourceDocument]:
                 ) from None
             if not isinstance(record, dict) or not isinstance(record.get("text"), str):
                 raise CollectionError(f"{path}, line {number}: expected an object with a string `text`.")
-            key = str(record.get("_id", record.get("id", number)))
+            key = storable(str(record.get("_id", record.get("id", number))))
             if key in seen:
                 raise CollectionError(
                     f"{path}, line {number}: id {key!r} was used in line {seen[key]}; ids must be unique."
                 )
             seen[key] = number
-            title, blocks = " ".join(str(record.get("title") or "").split()), plain_blocks(record["text"])[1]
+            title = " ".join(storable(str(record.get("title") or "")).split())
+            blocks = plain_blocks(storable(record["text"]))[1]
             if blocks:
                 yield SourceDocument(f"{name}#{quote(key, safe='/')}", title, blocks)

@@ -95,6 +95,14 @@ def test_a_folder_without_documents_says_so(tmp_path: Path) -> None:
         list(read_documents(tmp_path))
 
 
+def test_half_a_character_is_read_as_a_damaged_one(tmp_path: Path) -> None:
+    line = r'{"_id": "\ud83d", "title": "\udc00 T", "text": "\ud83d\ude00 and \ud83d"}'
+    (tmp_path / "d.jsonl").write_text(line, encoding="utf-8")
+    (document,) = read_documents(tmp_path)
+    assert (document.id, document.title) == ("d.jsonl#%EF%BF%BD", "\N{REPLACEMENT CHARACTER} T")
+    assert document.blocks == [Block("\N{GRINNING FACE} and \N{REPLACEMENT CHARACTER}")]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
