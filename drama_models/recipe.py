@@ -79,7 +79,7 @@ def run_command(
     try:
         made = commands[arguments[0]][0](list(arguments[1:]))
         if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun one speaks
-            print(made)  # noqa: T201
+            _say(made)
     except DramaError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -93,6 +93,14 @@ def run_command(
         print("interrupted; the same command goes on at its last checkpoint", file=sys.stderr)  # noqa: T201
         return 130
     return 0
+
+
+def _say(text: str) -> None:
+    """Print; whoever reads may have seen enough, as in `| head`."""
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes once more as it ends
 
 
 def load_recipe(recipe_class: type[Recipe], path: str | Path, **overrides: object) -> Recipe:

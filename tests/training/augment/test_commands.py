@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -129,3 +131,12 @@ def test_prompts_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "mine: $passage" in shown
     assert "Order the $count passages by relevance" in shown
     assert str(sys.executable) not in shown
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "training", "augment", "--show-prompts"]
+    with os.fdopen(writer, "w") as closed:
+        ended = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
