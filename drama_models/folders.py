@@ -32,7 +32,8 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in target.parent.glob(f".{target.name}.partial-*"):
+    inner = f"..{target.name}.partial-*.partial-*"  # of a folder that was written atomically inside this one
+    for stale in (*target.parent.glob(f".{target.name}.partial-*"), *target.parent.glob(inner)):
         shutil.rmtree(stale, ignore_errors=True)
     partial = target.parent / f".{target.name}.partial-{os.getpid()}"
     partial.mkdir()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -143,7 +144,7 @@ def _in_processes(teacher: Teacher, k: int, workers: int) -> Iterator[Search]:
     _TEACHER[:] = [teacher]
     context = multiprocessing.get_context("fork")  # the index is shared, not copied
     try:
-        with ProcessPoolExecutor(workers, context) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
 
             def search(queries: list[Query]) -> Iterator[tuple[str, Hits]]:
                 starts = range(0, len(queries), QUERIES_PER_TASK)
@@ -153,6 +154,18 @@ def _in_processes(teacher: Teacher, k: int, workers: int) -> Iterator[Search]:
             yield search
     finally:
         _TEACHER.clear()
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when its parent was killed; it would wait for work for ever, and hold the index in memory."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _search_here(queries: list[Query], k: int) -> list[tuple[str, Hits]]:
