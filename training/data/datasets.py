@@ -120,6 +120,9 @@ class DatasetRecipe:
     """Hard negatives of a query; by the task from the run's by default."""
     in_batch_negatives: bool | None = None
     """Whether other queries' documents are negatives; by the task (retrieval only) by default."""
+    shared_documents: bool = False
+    """Whether lists of a batch may share documents, as listwise distillation needs for whole lists; with in-batch
+    negatives set `objective.contrastive.false_negatives` too, which knows copies of a positive."""
     too_few_negatives: Literal["pad", "repeat"] = "pad"
     """Queries with fewer negatives: fill up with absent documents (DRAGON), or repeat their own (bge-en-icl)."""
     instruction: str = ""
@@ -173,6 +176,7 @@ class TrainingDataset:
     supervision: Supervision = field(default_factory=Supervision)
     teachers: int = 1
     weight: float | None = None
+    shared_documents: bool = False
     repeat_negatives: bool = False
     title_separator: str = ""
 
@@ -251,6 +255,7 @@ def _open(recipe: DatasetRecipe, batch_size: int, negatives: int, cache: Path | 
         supervision=recipe.supervision,
         teachers=1 if recipe.supervision.kind == "fused" else max(len(recipe.teachers), 1),
         weight=recipe.weight,
+        shared_documents=recipe.shared_documents,
         repeat_negatives=recipe.too_few_negatives == "repeat",
         title_separator=recipe.title_separator,
     )

@@ -6,7 +6,8 @@ query without a positive left waits for the next batch. What a window lacks at i
 elsewhere in the dataset. So a batch is a function of seed, epoch and place alone, and one window is all that is held.
 
 A document counts as there when its content is, whatever its id. Where other queries' documents are no negatives
-(classification, clustering: every row has one of few labels) only a query's own documents must differ.
+(classification, clustering: every row has one of few labels), and where lists may share documents, only a query's own
+documents must differ.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class _Batch:
         self.scores[len(self.rows), : len(scores)] = scores
         self.rows.append(candidates.rows[index])
         self._queries.add(same)
-        if in_batch:
+        if in_batch and not self.dataset.shared_documents:
             self._taken |= hashes
         return True
 
