@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from drama_models.bm25 import BM25
-from drama_models.bulk import encode_shards, read_manifest, read_shards
+from drama_models.bulk import encode_shards, read_shards
 from drama_models.collection import Collection
 from drama_models.encoder import Encoder
 from drama_models.errors import CollectionError
@@ -29,6 +29,8 @@ from training.augment.runs import read_queries, run_lines, stream_run, write_in_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from training.augment.runs import Hits, Query
     from training.data.examples import TrainingExample
@@ -185,18 +187,30 @@ def search_shards(encoder: Encoder, shards: Path, queries: list[str], k: int) ->
     Raises:
         CollectionError: the folder is not finished or not as it was written.
     """
+    return search_vectors(encoder.encode_queries(queries), read_shards(shards), k)
+
+
+def search_vectors(
+    queries: NDArray[np.float32], shards: Iterable[tuple[list[str], NDArray[np.float32]]], k: int
+) -> list[Hits]:
+    """Exact search by inner product, one shard in memory at a time.
+
+    Args:
+        queries: (Q, D).
+        shards: ids and vectors (M, D) of some documents at a time.
+        k: documents of each list, fewer where there are fewer.
+    """
     import faiss
 
-    vectors = encoder.encode_queries(queries)
-    best = faiss.ResultHeap(len(queries), min(k, read_manifest(shards)["count"]), keep_max=True)
+    best = faiss.ResultHeap(len(queries), k, keep_max=True)
     ids: list[str] = []
-    for names, rows in read_shards(shards):
-        scores, places = faiss.knn(vectors, np.ascontiguousarray(rows), min(k, len(names)), faiss.METRIC_INNER_PRODUCT)
+    for names, rows in shards:
+        scores, places = faiss.knn(queries, np.ascontiguousarray(rows), min(k, len(names)), faiss.METRIC_INNER_PRODUCT)
         best.add_result(scores, places + len(ids))
         ids += names
     best.finalize()
     return [
-        [(ids[place], float(score)) for place, score in zip(*found, strict=True)]
+        [(ids[place], float(score)) for place, score in zip(*found, strict=True) if place >= 0]
         for found in zip(best.I, best.D, strict=True)
     ]
 
