@@ -25,7 +25,24 @@ def _train(arguments: list[str]) -> str:
     return f"{made}; next: python -m export release --retriever {recipe.out} --out RELEASE"
 
 
+def _specialise(arguments: list[str]) -> str:
+    from training.specialise.settings import SpecialiseRecipe
+    from training.specialise.specialise import specialise
+    from training.specialise.verdict import summary
+
+    words = [_with_underscores(word) for word in arguments]
+    recipe = parse_recipe(SpecialiseRecipe, words, command="python -m training specialise")
+    return summary(specialise(recipe), recipe.out)
+
+
+def _with_underscores(word: str) -> str:
+    """`--llm-model=x` as `--llm_model=x`: both spellings are known from other programs."""
+    name, equals, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
+
+
 COMMANDS = {
+    "specialise": (_specialise, "documents in, a retriever for them and a report out: all of the below in one"),
     "train": (_train, f"train a retriever from a backbone; {DRY_RUN} only says what it would be"),
     **AUGMENT_COMMANDS,
 }

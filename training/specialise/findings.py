@@ -251,7 +251,7 @@ class Findings:
     times: dict[str, float]
     """Seconds of each stage, over all attempts of a run that was interrupted."""
     export_command: str
-    """What makes a release of the recommended folder."""
+    """What makes a release of the new retriever."""
 
     def save(self, path: str | Path) -> None:
         """Write the findings as JSON, complete or not at all."""
@@ -281,6 +281,6 @@ def _read(kind: type[Value], value: Any) -> Value:
         (inner,) = get_args(kind)
         return [_read(inner, item) for item in value]  # type: ignore[return-value]
     if not is_dataclass(kind):
-        return value  # type: ignore[no-any-return]
+        return value
     hints = get_type_hints(kind)
-    return kind(**{each.name: _read(hints[each.name], value[each.name]) for each in fields(kind)})  # type: ignore[return-value]
+    return kind(**{each.name: _read(hints[each.name], value[each.name]) for each in fields(kind)})

@@ -1,0 +1,152 @@
+"""What a specialisation is told: documents, model, where queries and labels come from, and how long to train.
+
+Defaults follow Tamber et al., 2025 (https://arxiv.org/abs/2502.19712), but for the size of a batch and the length of
+the training, which are for collections of hundreds to a hundred thousand passages and one machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drama_models.hardware import Precision
+from training.augment.find_queries import FoundKind
+from training.augment.generate import QueryKind
+from training.augment.llm import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FEWEST_DOCUMENTS = 10
+FREE_SETTINGS = (
+    "out",
+    "documents",
+    "qrels",
+    "split",
+    "workers",
+    "device",
+    "llm",
+    "llm_concurrency",
+    "llm_key_variable",
+)
+"""May change between a run and another one in the same folder; what is made of them is told by its content."""
+GENERATED: tuple[QueryKind, ...] = ("search", "search-zero-shot", "question", "claim", "title", "keywords")
+FOUND: tuple[FoundKind, ...] = ("title", "heading", "question")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialiseRecipe:
+    """Settings of a specialisation."""
+
+    documents: Path
+    """Folder or file of txt, md, html or jsonl; or a collection (BEIR folder)."""
+    model: Path
+    """Folder of the retriever to specialise."""
+    out: Path
+    """Folder of the run: the new retriever, the report, and everything in between."""
+    llm: str | None = None
+    """Base address of an OpenAI-compatible endpoint, such as http://localhost:8000/v1; it then writes queries too."""
+    llm_model: str = ""
+    """Name of the model there."""
+    llm_concurrency: int = 16
+    """Requests under way at once."""
+    llm_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the endpoint's key."""
+    prompts: Path | None = None
+    """Folder whose files replace shipped prompts of the same name."""
+    generated: tuple[QueryKind, ...] = GENERATED
+    """Kinds of queries that the large model writes, one of each for every passage."""
+    found: tuple[FoundKind, ...] = FOUND
+    """Kinds of queries that are taken from the documents; [] for none."""
+    crops: int | None = None
+    """Sentences of each passage that become queries; by default 1 without a large model and 0 with one."""
+    teacher: tuple[str, ...] | str = ()
+    """Folders of encoders that label the lists, beside BM25; one, or a list."""
+    reranker: str | None = None
+    """Folder of a cross-encoder that labels the lists, instead of the large model or the teachers."""
+    qrels: Path | None = None
+    """Your own queries with judgements: a BEIR folder, or JSON lines of `query` and `documents`. Never trained on."""
+    split: str = "test"
+    """Which judgements of that folder."""
+    language: str = "en"
+    """Two-letter code of the documents."""
+    max_tokens: int = 256
+    """Tokens of a passage at most."""
+    max_passages: int = 100_000
+    """Passages that queries are made of, drawn from all; every passage is searched."""
+    held_out: float = 0.1
+    """Share of the documents whose queries are for the figures before and after."""
+    dev: float = 0.1
+    """Share of the documents whose queries choose the checkpoint."""
+    test_queries: int = 1000
+    """Held-out queries at most."""
+    dev_queries: int = 300
+    """Dev queries at most."""
+    candidates: int = 20
+    """Passages of each list that is labelled and trained on."""
+    epochs: float = 3.0
+    """Passes over the training queries at most."""
+    batch_size: int = 64
+    """Queries of a step; fewer where there are not as many."""
+    learning_rate: float = 1e-4
+    """Of AdamW."""
+    patience: int = 3
+    """Training stops after so many evaluations in a row (ten in all) without a better nDCG@10 on the dev queries."""
+    precision: Precision = "auto"
+    """fp32, bf16 (autocast), or auto: bf16 where the processor has it."""
+    seed: int = 42
+    """Of every draw."""
+    device: str | None = None
+    """For training and the cross-encoder, such as cuda; a GPU if there is one by default."""
+    workers: int = 0
+    """Processes for BM25; 0 takes one for each core."""
+
+    def __post_init__(self) -> None:
+        if (self.llm is None) == bool(self.llm_model):
+            raise ValueError(
+                "llm and llm_model go together: give the endpoint's address and the model's name, or none."
+            )
+        if not (0 < self.held_out < 1 and 0 < self.dev < 1 and self.held_out + self.dev < 1):
+            raise ValueError(
+                f"held_out={self.held_out} and dev={self.dev} must be shares that leave documents to train on; try 0.1."
+            )
+        if min(self.test_queries, self.dev_queries, self.max_passages, self.batch_size, self.patience) < 1:
+            raise ValueError(
+                f"test_queries={self.test_queries}, dev_queries={self.dev_queries}, max_passages={self.max_passages}, "
+                f"batch_size={self.batch_size} and patience={self.patience} must be at least 1."
+            )
+        if self.candidates < 2 or self.epochs <= 0 or (self.crops or 0) < 0:
+            raise ValueError(
+                f"candidates={self.candidates} must be at least 2, epochs={self.epochs} positive and "
+                f"crops={self.crops} not negative."
+            )
+        if not self.crops_per_passage and not self.found and (self.llm is None or not self.generated):
+            raise ValueError("No queries are asked for; set crops=1, or give llm with llm_model.")
+        if self.endpoint is not None and len(set(self.generated)) < len(self.generated):
+            raise ValueError(f"generated={list(self.generated)} names a kind twice; name each once.")
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The large model, if there is one; ValueError for an address that is none."""
+        if self.llm is None:
+            return None
+        return Endpoint(
+            url=self.llm, model=self.llm_model, concurrency=self.llm_concurrency, key_variable=self.llm_key_variable
+        )
+
+    @property
+    def crops_per_passage(self) -> int:
+        """Sentences of each passage that become queries."""
+        return int(self.llm is None) if self.crops is None else self.crops
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Folders of the encoders that label."""
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
+
+
+def changed_settings(before: Mapping[str, object], settings: Mapping[str, object]) -> str:
+    """Settings of an earlier run that are others now, as `name=value` of before; empty where a rerun may go on."""
+    names = [name for name in settings if name not in FREE_SETTINGS and name in before]
+    return ", ".join(f"{name}={before[name]}" for name in names if before[name] != settings[name])

@@ -1,0 +1,89 @@
+"""Which of the two models should be used, and what a reader should know before any figure.
+
+The new retriever is recommended only where nDCG@10 went up by more than chance explains: on the user's own queries
+where there are any, else on the held-out ones. In all other cases the old model is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from training.specialise.findings import SIGNIFICANT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from training.specialise.findings import Change, Choice, Evaluation, Findings, RankerQuality
+
+NDCG = "ndcg@10"
+FEW_QUERIES = 50
+FEW_EXAMPLES = 200
+
+
+def judge(evaluations: Sequence[Evaluation]) -> tuple[Choice, str]:
+    """The recommended model, and a sentence that says why; the last evaluation decides."""
+    deciding = evaluations[-1]
+    change = deciding.change(NDCG)
+    told = f"nDCG@10 on the {deciding.queries:,} {deciding.name} {_told(change)}"
+    if change.difference > 0 and change.significant:
+        return "new", f"Use the new retriever: {told}."
+    if change.difference < 0:
+        return "old", f"Keep the old model: {told}."
+    return "old", f"Keep the old model: {told}, which may be chance."
+
+
+def warn(evaluations: Sequence[Evaluation], rankers: Sequence[RankerQuality], examples: int) -> list[str]:
+    """Sentences that a reader should see first; empty where all is well."""
+    warnings = []
+    for evaluation in evaluations:
+        change = evaluation.change(NDCG)
+        if change.difference < 0 and change.significant:
+            warnings.append(f"Training made the retriever worse: nDCG@10 on the {evaluation.name} {_told(change)}.")
+        elif not change.significant:
+            warnings.append(f"The change is not significant: nDCG@10 on the {evaluation.name} {_told(change)}.")
+        if evaluation.queries < FEW_QUERIES:
+            warnings.append(
+                f"There are only {evaluation.queries} {evaluation.name}; figures on so few say little. Add documents, "
+                "or judged queries of your own with --qrels."
+            )
+    model = next((each for each in rankers if each.role == "model"), None)
+    labels = next((each for each in rankers if each.role == "labels"), None)
+    if model is not None and labels is not None and labels.ndcg_at_10 <= model.ndcg_at_10:
+        warnings.append(
+            f"The labels rank the dev queries no better ({labels.ndcg_at_10:.3f}) than the model itself "
+            f"({model.ndcg_at_10:.3f}), so there is little to learn from them; try another --teacher or --reranker."
+        )
+    if examples < FEW_EXAMPLES:
+        warnings.append(f"Only {examples} queries passed the filters; a training on so few seldom helps.")
+    return warnings
+
+
+def _told(change: Change) -> str:
+    return (
+        f"went from {change.before:.3f} to {change.after:.3f} ({change.difference:+.3f}, 95% interval "
+        f"{change.low:+.3f} to {change.high:+.3f}, p {_chance(change.p)})"
+    )
+
+
+def _chance(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < SIGNIFICANT else f"= {p:.2f}"
+
+
+def summary(findings: Findings, out: Path) -> str:
+    """What the command prints at its end: warnings, figures, the recommended folder, and how to release it."""
+    figures = [
+        f"{change.metric} on {evaluation.queries:,} {evaluation.name}: {change.before:.4f} → {change.after:.4f} "
+        f"({change.difference:+.4f}, 95% interval {change.low:+.4f} to {change.high:+.4f}, p {_chance(change.p)})"
+        for evaluation in findings.evaluations
+        for change in evaluation.changes
+    ]
+    return "\n".join(
+        [
+            *(f"warning: {warning}" for warning in findings.warnings),
+            *figures,
+            findings.reason,
+            f"recommended: {findings.recommended_folder}; both are kept, the report is {out / 'report.html'}",
+            f"next: {findings.export_command}",
+        ]
+    )
