@@ -26,7 +26,7 @@ from drama_models.fusion import ranks, reciprocal_rank_fusion
 from training.augment.mine import BM25_NAME, MineRecipe, mine, search_vectors
 from training.augment.rerank import RerankRecipe, rerank
 from training.augment.runs import read_queries, run_lines, stream_run, write_in_parts
-from training.data.fusion import normalise_scores
+from training.data.score_fusion import normalise_scores
 from training.specialise.findings import RankerQuality
 from training.specialise.vectors import PassageVectors
 

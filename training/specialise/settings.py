@@ -72,7 +72,7 @@ class SpecialiseRecipe:
     language: str = "en"
     """Two-letter code of the documents."""
     max_tokens: int = 256
-    """Tokens of a passage at most."""
+    """Tokens of a passage at most; the model's own limit, where that is lower."""
     max_passages: int = 100_000
     """Passages that queries are made of, drawn from all; every passage is searched."""
     held_out: float = 0.1
@@ -143,7 +143,7 @@ class SpecialiseRecipe:
     @property
     def teachers(self) -> tuple[str, ...]:
         """Folders of the encoders that label."""
-        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
+        return tuple(filter(None, (self.teacher,) if isinstance(self.teacher, str) else self.teacher))
 
 
 def changed_settings(before: Mapping[str, object], settings: Mapping[str, object]) -> str:

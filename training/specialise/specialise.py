@@ -39,8 +39,8 @@ from training.specialise.verdict import judge, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+    from drama_models.encoder import Encoder
     from training.specialise.judged import JudgedQueries
     from training.specialise.queries import MadeQueries
     from training.specialise.settings import SpecialiseRecipe
@@ -82,7 +82,8 @@ def _specialise(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> 
     rankers = load_rankers(recipe)
     if recipe.reranker is not None:
         find_model_folder(recipe.reranker)
-    chunked = _chunk(recipe, folder, stages)
+    _keep_settings(recipe, folder)
+    chunked = _chunk(recipe, folder, stages, rankers.encoders[MODEL])
     asked = {normalise(text) for text in chunked.judged.queries.values()} if chunked.judged else set()
     made = make_queries(recipe, folder, stages, asked)
     qualities, reranked = make_lists(recipe, folder, stages, rankers)
@@ -117,7 +118,7 @@ def _specialise(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> 
 
 
 def _begin(recipe: SpecialiseRecipe, folder: RunFolder) -> None:
-    """Open the run's folder, new or of the same settings."""
+    """Whether the run's folder is new, or of the same settings."""
     settings = plain_settings(recipe)
     if folder.settings.is_file():
         was = changed_settings(json.loads(folder.settings.read_text(encoding="utf-8")), settings)
@@ -127,20 +128,24 @@ def _begin(recipe: SpecialiseRecipe, folder: RunFolder) -> None:
                 "another folder with --out."
             )
         return
-    if recipe.out.exists() and (not recipe.out.is_dir() or any(recipe.out.iterdir())):
+    if recipe.out.exists() and (not recipe.out.is_dir() or any(recipe.out.glob("[!.]*"))):
         raise RecipeError(f"{recipe.out} holds something else; choose a folder that is new or empty with --out.")
     if not recipe.documents.exists():
         raise CollectionError(f"There are no documents at {recipe.documents}; pass a folder or file of them.")
     find_model_folder(recipe.model)  # nothing is made where the model is missing
+
+
+def _keep_settings(recipe: SpecialiseRecipe, folder: RunFolder) -> None:
+    settings = plain_settings(recipe)
     with atomic_file(folder.settings) as partial:
         partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _chunk(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> Chunked:
+def _chunk(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages, model: Encoder) -> Chunked:
     """Documents to passages, each once; and the user's judgements of them."""
     chunking = ChunkRecipe(
-        documents=recipe.documents, model=_tokenizer_folder(recipe), out=folder.work / "chunks",
-        max_tokens=recipe.max_tokens, language=recipe.language,
+        documents=recipe.documents, model=model.document_encoder.layout.backbone, out=folder.work / "chunks",
+        max_tokens=min(recipe.max_tokens, model.document_encoder.profile.max_length), language=recipe.language,
     )  # fmt: skip
     job = {
         "documents": content_hash(recipe.documents), "tokenizer": content_hash(chunking.model / "tokenizer.json"),
@@ -161,13 +166,6 @@ def _chunk(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> Chunk
     if recipe.qrels is None:
         return Chunked(corpus, None)
     return Chunked(corpus, read_judged(recipe.qrels, recipe.split, document_of_passage(folder.passages)))
-
-
-def _tokenizer_folder(recipe: SpecialiseRecipe) -> Path:
-    """Where the model's tokenizer is: in a subfolder, where there is an encoder for queries and one for documents."""
-    from drama_models.layout import find_folders, find_layouts
-
-    return find_layouts(*find_folders(recipe.model, None, None))[1].backbone
 
 
 def _filter(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> list[Filter]:
@@ -240,4 +238,7 @@ def _unknown(judged: JudgedQueries | None) -> list[str]:
     if judged is None or not judged.unknown:
         return []
     shown = ", ".join(map(repr, judged.unknown[:3]))
-    return [f"{len(judged.unknown)} of your judgements name documents that are not there ({shown}); they do not count."]
+    return [
+        f"{len(judged.unknown)} of your judgements do not count: their documents ({shown}) are not there, or other "
+        "documents hold their text."
+    ]

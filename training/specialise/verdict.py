@@ -43,10 +43,7 @@ def warn(evaluations: Sequence[Evaluation], rankers: Sequence[RankerQuality], ex
         elif not change.significant:
             warnings.append(f"The change is not significant: nDCG@10 on the {evaluation.name} {_told(change)}.")
         if evaluation.queries < FEW_QUERIES:
-            warnings.append(
-                f"There are only {evaluation.queries} {evaluation.name}; figures on so few say little. Add documents, "
-                "or judged queries of your own with --qrels."
-            )
+            warnings.append(_few(evaluation))
     model = next((each for each in rankers if each.role == "model"), None)
     labels = next((each for each in rankers if each.role == "labels"), None)
     if model is not None and labels is not None and labels.ndcg_at_10 <= model.ndcg_at_10:
@@ -57,6 +54,15 @@ def warn(evaluations: Sequence[Evaluation], rankers: Sequence[RankerQuality], ex
     if examples < FEW_EXAMPLES:
         warnings.append(f"Only {examples} queries passed the filters; a training on so few seldom helps.")
     return warnings
+
+
+def _few(evaluation: Evaluation) -> str:
+    if evaluation.name == "your queries":
+        return f"Only {evaluation.queries} of your queries are judged; figures on so few say little, judge more."
+    return (
+        f"There are only {evaluation.queries} held-out queries; figures on so few say little. Add documents, or judged "
+        "queries of your own with --qrels."
+    )
 
 
 def _told(change: Change) -> str:
