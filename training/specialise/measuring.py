@@ -43,7 +43,7 @@ BEFORE, AFTER = "before", "after"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestQueries:
+class QuerySet:
     """Queries to measure on."""
 
     name: str
@@ -61,7 +61,7 @@ class TestQueries:
     """The document of each passage, where documents are judged; None where passages are."""
 
 
-def measure(test: TestQueries, models: Mapping[str, Path], folder: RunFolder, stages: Stages) -> Evaluation:
+def measure(test: QuerySet, models: Mapping[str, Path], folder: RunFolder, stages: Stages) -> Evaluation:
     """Search with the model before and after, and compare.
 
     Args:
@@ -141,7 +141,7 @@ def _documents(hits: Iterable[tuple[str, float]], document_of: Mapping[str, str]
     return best
 
 
-def _by_dim(test: TestQueries, encoder: Encoder, folder: RunFolder, out: Path) -> dict[str, float]:
+def _by_dim(test: QuerySet, encoder: Encoder, folder: RunFolder, out: Path) -> dict[str, float]:
     """nDCG@10 at each size; writes the run of the full one."""
     vectors = PassageVectors(encoder, folder.vectors, test.collection)
     vectors.encode()
@@ -166,7 +166,7 @@ def _by_kind(rows: list[QueryScore]) -> list[KindChange]:
     return changes
 
 
-def _worst(rows: list[QueryScore], test: TestQueries, after: Run) -> list[WorstQuery]:
+def _worst(rows: list[QueryScore], test: QuerySet, after: Run) -> list[WorstQuery]:
     """The lowest after training, the largest losses first among equals; with the texts of what was found."""
     worst = sorted(rows, key=lambda row: (row.after, row.after - row.before, row.query_id))[:WORST]
     found = {
@@ -191,7 +191,7 @@ def _worst(rows: list[QueryScore], test: TestQueries, after: Run) -> list[WorstQ
     ]  # fmt: skip
 
 
-def _texts(test: TestQueries, wanted: set[str]) -> dict[str, str]:
+def _texts(test: QuerySet, wanted: set[str]) -> dict[str, str]:
     """First characters of passages, or of the first passage of documents."""
     texts: dict[str, str] = {}
     for passage in Collection(test.collection).documents():

@@ -7,6 +7,8 @@ the user's own judged queries hold, since those must not be trained on.
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,6 @@ from drama_models.collection import Collection
 from drama_models.errors import CollectionError
 from drama_models.folders import atomic_file
 from training.augment.crop import CropRecipe, crop
-from training.augment.deduplicate import normalise
 from training.augment.filter import SAMPLE, SHOWN_CHARACTERS
 from training.augment.find_queries import FindRecipe, find_queries
 from training.augment.generate import GenerateRecipe, generate
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 SHARED = "queries that several documents give"
 JUDGED = "queries that are among your own"
+WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def make_queries(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages, ju
         recipe: settings of the run.
         folder: of the run, with its passages.
         stages: of the run.
-        judged: the user's own queries in the form of `normalise`.
+        judged: the user's own queries in the form of `compared`.
 
     Raises:
         CollectionError: too few documents, or no queries for one of the parts.
@@ -85,6 +87,12 @@ def make_queries(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages, ju
     figures = stages.run("split", job, outputs, lambda: _split(recipe, folder, files, judged))
     left_out = json.loads(folder.left_out.read_text(encoding="utf-8"))
     return MadeQueries(**figures, left_out=left_out, usage=usage)
+
+
+def compared(query: str) -> str:
+    """The form in which queries are compared: no case, punctuation or spacing; digits count."""
+    words = WORD.findall(unicodedata.normalize("NFKC", query).casefold())
+    return " ".join(words) or query
 
 
 def document_of_passage(collection: Path) -> dict[str, str]:
@@ -185,7 +193,7 @@ def _leave_out(
     """Examples that ask for one document, one for each text; and what was left out, by reason."""
     given: dict[str, list[TrainingExample]] = defaultdict(list)
     for example in examples:
-        given[normalise(example.query) or example.query].append(example)
+        given[compared(example.query)].append(example)
     kept: list[TrainingExample] = []
     shared: list[TrainingExample] = []
     own: list[TrainingExample] = []

@@ -22,7 +22,7 @@ from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.model_folder import find_model_folder
 from drama_models.provenance import installed_versions, plain_settings
 from training.augment.chunk import ChunkRecipe, chunk
-from training.augment.deduplicate import DeduplicateRecipe, deduplicate, normalise
+from training.augment.deduplicate import DeduplicateRecipe, deduplicate
 from training.augment.filter import FilterRecipe, filter_examples
 from training.data.examples import read_examples
 from training.specialise.findings import FILE_NAME, Corpus, DroppedQuery, Filter, Findings, QueryKind, SampleQuery
@@ -30,8 +30,8 @@ from training.specialise.judged import read_judged
 from training.specialise.layout import RunFolder
 from training.specialise.learning import learn
 from training.specialise.lists import LABELS, MODEL, load_rankers, make_lists
-from training.specialise.measuring import AFTER, BEFORE, TestQueries, measure
-from training.specialise.queries import document_of_passage, make_queries
+from training.specialise.measuring import AFTER, BEFORE, QuerySet, measure
+from training.specialise.queries import compared, document_of_passage, make_queries
 from training.specialise.report import write_report
 from training.specialise.settings import changed_settings
 from training.specialise.stages import Stages, content_hash
@@ -84,7 +84,7 @@ def _specialise(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> 
         find_model_folder(recipe.reranker)
     _keep_settings(recipe, folder)
     chunked = _chunk(recipe, folder, stages, rankers.encoders[MODEL])
-    asked = {normalise(text) for text in chunked.judged.queries.values()} if chunked.judged else set()
+    asked = {compared(text) for text in chunked.judged.queries.values()} if chunked.judged else set()
     made = make_queries(recipe, folder, stages, asked)
     qualities, reranked = make_lists(recipe, folder, stages, rankers)
     filters = _filter(recipe, folder, stages)
@@ -195,17 +195,17 @@ def _as_filter(record: dict[str, Any]) -> Filter:
     return Filter(name=record["name"], kept=record["kept"], dropped=record["dropped"], samples=samples)
 
 
-def _tests(folder: RunFolder, judged: JudgedQueries | None) -> Iterator[TestQueries]:
+def _tests(folder: RunFolder, judged: JudgedQueries | None) -> Iterator[QuerySet]:
     """Held-out queries, then the user's own."""
     collection, document_of = Collection(folder.collection), document_of_passage(folder.collection)
     qrels, texts = collection.qrels("test"), collection.queries()
-    yield TestQueries(
+    yield QuerySet(
         name="held-out", title="held-out queries", collection=folder.collection,
         queries={key: texts[key] for key in qrels}, qrels=qrels, kinds=_kinds_of(folder),
         groups={key: document_of[next(iter(grades))] for key, grades in qrels.items()}, document_of=None,
     )  # fmt: skip
     if judged is not None:
-        yield TestQueries(
+        yield QuerySet(
             name="yours", title="your queries", collection=folder.passages, queries=judged.queries, qrels=judged.qrels,
             kinds=dict.fromkeys(judged.queries, "your own"), groups=None,
             document_of=document_of_passage(folder.passages),
