@@ -78,7 +78,7 @@ class Encoder:
                 `facebook/drama-base` or `BAAI/bge-en-icl`; or a hub name.
             document_model: folder or hub name of the document encoder, where it is not in `model`. One of two folders
                 called `…-query-encoder` and `…-context-encoder` finds the other by itself.
-            runtime: "torch"; "onnx", straight from the safetensors of a Llama, else from `onnx/model.onnx`;
+            runtime: "torch"; "onnx", straight from the safetensors of a Llama or a BERT, else from `onnx/model.onnx`;
                 "onnx-file", from that file in any case; or "auto": torch for a GPU or bf16, else ONNX where it can run
                 the folder, else torch. `encoder.runtime.description` says what was chosen.
             dim: coordinates to keep, cut before normalising; all by default.

@@ -1,8 +1,8 @@
 """Which runtime computes a folder's embeddings, and in which precision.
 
 Left to itself: torch where there is a GPU for it or a precision that only torch has; else ONNX Runtime straight from
-the safetensors of a Llama; else a graph file that lies in the folder; else torch. Nothing below float32 is chosen that
-was not asked for: int8 changes embeddings visibly, and so can 16 bits.
+the safetensors of a Llama or a BERT; else a graph file that lies in the folder; else torch. Nothing below float32 is
+chosen that was not asked for: int8 changes embeddings visibly, and so can 16 bits.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from drama_models.errors import DeviceError, MissingExtraError, ModelFolderError
 from drama_models.model_folder import INDEX, ONNX_GRAPH, WEIGHTS, read_json
+from drama_models.runtimes.bert_shape import BertShape
 from drama_models.runtimes.llama_shape import LlamaShape
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ RuntimeName = Literal["auto", "torch", "onnx", "onnx-file"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 TORCH_TYPES = {"auto": "float32", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SIXTEEN_BITS = ("bf16", "fp16")
+KIND_NAMES = {"llama": "Llama", "bert": "BERT"}
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
 
 
@@ -50,9 +52,10 @@ def load_runtime(
         folder: model folder.
         profile: attention direction and pooling.
         tokenise: token ids of documents, for int8.
-        runtime: "torch"; "onnx", from the safetensors of a Llama, else from the folder's graph file; "onnx-file", from
-            that file in any case; or "auto".
-        precision: "fp32", "bf16" and "fp16" (torch), "int8" (ONNX, from safetensors), or "auto", which is float32.
+        runtime: "torch"; "onnx", from the safetensors of a Llama or a BERT, else from the folder's graph file;
+            "onnx-file", from that file in any case; or "auto".
+        precision: "fp32", "bf16" and "fp16" (torch), "int8" (ONNX, from the safetensors of a Llama), or "auto", which
+            is float32.
         device: for torch, such as "cuda".
         threads: of one call of ONNX Runtime; see `onnx_session.chosen_threads`.
         compile: for torch: let torch.compile fuse what is between matrix products.
@@ -87,7 +90,9 @@ def _chosen(folder: Path, precision: Precision, device: str | None, compiled: bo
     if why_not_from_safetensors(folder) is None or (folder / ONNX_GRAPH).is_file():
         return "onnx"
     if find_spec("torch") is None:
-        raise MissingExtraError(f"Encoding with {folder}, which has no {ONNX_GRAPH} and is no Llama,", "torch")
+        raise MissingExtraError(
+            f"Encoding with {folder}, which has no {ONNX_GRAPH} and is neither a Llama nor a BERT,", "torch"
+        )
     return "torch"
 
 
@@ -107,7 +112,7 @@ def _int8(
     tokenise: Tokenise,
     sample_texts: Sequence[str] | None,
 ) -> Runtime:
-    reason = f"runtime={runtime!r} has none" if runtime != "onnx" else why_not_from_safetensors(folder)
+    reason = f"runtime={runtime!r} has none" if runtime != "onnx" else why_not_from_safetensors(folder, ("llama",))
     if reason is not None:
         raise DeviceError(f"precision='int8' needs runtime='onnx' and the safetensors of a Llama: {reason}.")
     from drama_models.runtimes.int8 import open_int8
@@ -122,6 +127,10 @@ def _onnx(folder: Path, profile: Profile, runtime: RuntimeName, precision: Preci
         raise DeviceError(f"precision={precision!r} needs runtime='torch'; runtime={runtime!r} has fp32 and int8.")
     reason = why_not_from_safetensors(folder)
     if runtime == "onnx" and reason is None:
+        if read_json(folder / "config.json").get("model_type") == "bert":
+            from drama_models.runtimes.bert_runtime import BertOnnxRuntime
+
+            return BertOnnxRuntime(folder, profile, threads)
         from drama_models.runtimes.llama_runtime import LlamaOnnxRuntime
 
         return LlamaOnnxRuntime.from_folder(folder, profile, threads)
@@ -132,15 +141,21 @@ def _onnx(folder: Path, profile: Profile, runtime: RuntimeName, precision: Preci
     return OnnxRuntime(folder, profile, threads)
 
 
-def why_not_from_safetensors(folder: Path) -> str | None:
-    """What keeps a folder from being run straight from its safetensors; None where nothing does."""
+def why_not_from_safetensors(folder: Path, kinds: Sequence[str] = ("llama", "bert")) -> str | None:
+    """What keeps a folder from being run straight from its safetensors; None where nothing does.
+
+    Args:
+        folder: model folder.
+        kinds: model types that would do.
+    """
     if not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
         return f"it has no {WEIGHTS}"
     config = read_json(folder / "config.json")
-    if config.get("model_type") != "llama":
-        return f"a {config.get('model_type')} is no Llama"
+    kind = config.get("model_type")
+    if kind not in kinds:
+        return f"a {kind} is no {' and no '.join(KIND_NAMES[name] for name in kinds)}"
     try:
-        LlamaShape.from_config(config)
+        (LlamaShape if kind == "llama" else BertShape).from_config(config)
     except ModelFolderError as error:
         return str(error).rstrip(".")
     except (KeyError, TypeError):

@@ -30,11 +30,12 @@ from drama_models.errors import ModelFolderError, PrecisionError
 from drama_models.folders import atomic_file
 from drama_models.hardware import processor_name
 from drama_models.model_folder import weight_files
-from drama_models.runtimes.llama_graph import INT8, INT8_LIMIT, SCALE, WEIGHT
+from drama_models.runtimes.llama_graph import INT8, INT8_LIMIT, SCALE
 from drama_models.runtimes.llama_runtime import LlamaEncoder, LlamaOnnxRuntime, read_llama
 from drama_models.runtimes.mapped_weights import MappedWeights
 from drama_models.runtimes.onnx_session import chosen_threads
 from drama_models.runtimes.outliers import smoothed
+from drama_models.runtimes.packed_graph import WEIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,11 +1,6 @@
 """A Llama encoder as a graph for ONNX Runtime on the CPU, built from its shape in milliseconds, weights outside.
 
-Texts come one after another without padding: their tokens form one long row, every operator but attention works on
-that row, and a loop over the texts attends within each. So nothing is computed for padding, the memory of attention
-grows with the length and not with its square, and a text's vector does not depend on its batch mates.
-
-The token embedding is an input, so that its table can stay on disk. Operators are those that ONNX Runtime is fastest
-with (`com.microsoft`); the portable graph of standard operators is made by the export room.
+`packed_graph` says how texts lie in it.
 
 Products named in `quantised` run in int8: a token's inputs are scaled by their own largest magnitude, so no token
 costs another its precision, and a weight's rows by theirs.
@@ -15,30 +10,27 @@ N tokens in all, B texts, D hidden, d head size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+
+from drama_models.runtimes.packed_graph import BIAS, CONTRIB, EMBEDDED, OUTPUT, WEIGHT, PackedGraph
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from numpy.typing import NDArray
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import ModelProto
 
     from drama_models.runtimes.llama_shape import LlamaShape
 
-OPSET, IR_VERSION = 17, 9
-CONTRIB = "com.microsoft"
-EMBEDDED, COSINES, SINES = "embedded", "cosines", "sines"  # (1, N, D), (N, d / 2), (N, d / 2), float32
-COUNT, STARTS, ENDS = "count", "starts", "ends"  # (), (B, 1), (B, 1), int64
-OUTPUT = "last_hidden_state"  # (1, N, D), float32
+COSINES, SINES = "cosines", "sines"  # (N, d / 2) each, float32
 SMALLEST_MAGNITUDE = 1e-30  # of a token's inputs, so that zeros stay zeros
 INT8_LIMIT = 127
-WEIGHT, BIAS, INT8, SCALE, PEAK = ".weight", ".bias", ".int8", ".scale", ".peak"  # endings of a linear layer's tensors
+INT8, SCALE, PEAK = ".int8", ".scale", ".peak"  # more endings of a linear layer's tensors
 
 
-class LlamaGraph:
+class LlamaGraph(PackedGraph):
     """The graph of one encoder.
 
     Args:
@@ -63,14 +55,10 @@ class LlamaGraph:
         quantised: Collection[str] = (),
         watched: bool = False,
     ) -> None:
-        self.shape, self.biases, self.quantised = shape, biases, quantised
-        self.bidirectional, self.watched = bidirectional, watched
-        self.external: list[str] = []
+        super().__init__(shape.hidden_size, shape.heads, bidirectional=bidirectional)
+        self.shape, self.biases, self.quantised, self.watched = shape, biases, quantised, watched
         self.peaks: list[str] = []
         self._sizes = shape.linear_sizes()
-        self._nodes: list[NodeProto] = []
-        self._initializers: list[TensorProto] = []
-        self._constants: dict[str, NDArray[Any]] = {}
 
     def model(self) -> ModelProto:
         """The whole graph; weights are left as external tensors, to be handed to the session by name."""
@@ -82,36 +70,9 @@ class LlamaGraph:
             states, normed = self._add_and_norm(states, attended, f"{prefix}.post_attention_layernorm")
             added = self._mlp(normed, prefix)
         self._add_and_norm(states, added, "norm", OUTPUT)
-        inputs = [helper.make_tensor_value_info(EMBEDDED, TensorProto.FLOAT, [1, "tokens", self.shape.hidden_size])]
         half = self.shape.head_dim // 2
-        inputs += [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["tokens", half]) for name in (COSINES, SINES)
-        ]
-        inputs += [helper.make_tensor_value_info(COUNT, TensorProto.INT64, [])]
-        inputs += [helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", 1]) for name in (STARTS, ENDS)]
-        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (OUTPUT, *self.peaks)]
-        constants = [numpy_helper.from_array(value, name) for name, value in self._constants.items()]
-        graph = helper.make_graph(self._nodes, "llama_encoder", inputs, outputs, self._initializers + constants)
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="drama-models")
-
-    def _op(self, kind: str, inputs: Sequence[str], outputs: Sequence[str] = (), **attributes: Any) -> str:
-        number = len(self._nodes)
-        names = list(outputs) or [f"{kind.lower()}_{number}"]
-        self._nodes.append(helper.make_node(kind, inputs, names, name=f"node_{number}", **attributes))
-        return names[0]
-
-    def _constant(self, name: str, value: NDArray[Any] | np.generic) -> str:
-        self._constants[name] = np.asarray(value)
-        return name
-
-    def _tensor(self, name: str, sizes: Sequence[int], kind: int = TensorProto.FLOAT) -> str:
-        """Declare a tensor that the session gets from outside."""
-        tensor = TensorProto(name=name, data_type=kind, dims=sizes, data_location=TensorProto.EXTERNAL)
-        tensor.external_data.add(key="location", value="safetensors")
-        self._initializers.append(tensor)
-        self.external.append(name)
-        return name
+        angles = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["tokens", half]) for name in (COSINES, SINES)]
+        return self._finished("llama_encoder", angles, [OUTPUT, *self.peaks])
 
     def _add_and_norm(self, states: str, added: str | None, name: str, output: str = "") -> tuple[str, str]:
         """The residual stream with `added` in it, and its RMSNorm."""
@@ -161,10 +122,7 @@ class LlamaGraph:
         """Self-attention of one layer, (1, N, D) to (1, N, D)."""
         query, key, value = self._linears(states, [f"{prefix}.self_attn.{part}_proj" for part in "qkv"])
         query, key = self._rotated(query), self._rotated(key)
-        each = self._attention_within_a_text(query, self._shared_heads(key), self._shared_heads(value))
-        empty = self._op("SequenceEmpty", [], dtype=TensorProto.FLOAT)
-        texts = self._op("Loop", [COUNT, "", empty], body=each)
-        joined = self._op("ConcatFromSequence", [texts], axis=1)
+        joined = self._attended(query, self._shared_heads(key), self._shared_heads(value))
         return self._linears(joined, [f"{prefix}.self_attn.o_proj"])[0]
 
     def _rotated(self, states: str) -> str:
@@ -181,30 +139,6 @@ class LlamaGraph:
         flat = self._constant("flat", np.array([0, 0, shape.heads * shape.head_dim]))
         wide = self._op("Expand", [self._op("Reshape", [states, groups]), copies])
         return self._op("Reshape", [wide, flat])
-
-    def _attention_within_a_text(self, query: str, key: str, value: str) -> GraphProto:
-        """Body of the loop over texts: cut one text out of the row, attend, append to the sequence of results."""
-        here, nodes = f"text_{len(self._nodes)}", []
-        axis = self._constant("token_axis", np.ones(1, dtype=np.int64))
-
-        def op(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-            nodes.append(helper.make_node(kind, inputs, [f"{here}.{output}"], name=f"{here}.{output}", **attributes))
-            return f"{here}.{output}"
-
-        start, end = (op("Gather", [edge, f"{here}.number"], f"{edge}_here") for edge in (STARTS, ENDS))
-        parts = {"query": query, "key": key, "value": value}
-        cut = [op("Slice", [states, start, end, axis], part) for part, states in parts.items()]
-        attributes = {"num_heads": self.shape.heads, "unidirectional": 0 if self.bidirectional else 1}
-        attended = op("MultiHeadAttention", cut, "attended", domain=CONTRIB, **attributes)
-        longer = op("SequenceInsert", [f"{here}.sequence", attended], "longer")
-        again = op("Identity", [f"{here}.condition"], "again")
-        sequence = [
-            helper.make_tensor_sequence_value_info(name, TensorProto.FLOAT, None)
-            for name in (f"{here}.sequence", longer)
-        ]
-        flags = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in (f"{here}.condition", again)]
-        number = helper.make_tensor_value_info(f"{here}.number", TensorProto.INT64, [])
-        return helper.make_graph(nodes, here, [number, flags[0], sequence[0]], [flags[1], sequence[1]])
 
     def _mlp(self, states: str, prefix: str) -> str:
         """down(silu(gate(x)) * up(x)), (1, N, D) to (1, N, D)."""

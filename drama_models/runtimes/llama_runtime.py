@@ -12,11 +12,11 @@ import numpy as np
 
 from drama_models.model_folder import check_llama_weights, read_json, weight_files
 from drama_models.pooling import pool_rows
-from drama_models.runtimes import llama_graph
-from drama_models.runtimes.llama_graph import BIAS, LlamaGraph
+from drama_models.runtimes.llama_graph import COSINES, SINES, LlamaGraph
 from drama_models.runtimes.llama_shape import LlamaShape
 from drama_models.runtimes.mapped_weights import MappedWeights
 from drama_models.runtimes.onnx_session import chosen_threads, memory_session
+from drama_models.runtimes.packed_graph import BIAS, EMBEDDED, OUTPUT, edges_of
 from drama_models.runtimes.padding import embed_filled
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class LlamaEncoder:
 
     def states(self, texts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Last hidden states of all tokens, text after text: (N, D), float32."""
-        states: NDArray[np.float32] = self._session.run([llama_graph.OUTPUT], self._inputs(texts))[0][0]
+        states: NDArray[np.float32] = self._session.run([OUTPUT], self._inputs(texts))[0][0]
         return states
 
     def embed(self, texts: Sequence[NDArray[np.int64]], pooling: Pooling) -> NDArray[np.float32]:
@@ -85,16 +85,13 @@ class LlamaEncoder:
 
     def _inputs(self, texts: Sequence[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
         lengths = np.array([len(text) for text in texts])
-        ends = np.cumsum(lengths)
         positions = np.concatenate([np.arange(length) for length in lengths])
         cosines, sines = self.shape.rotation(positions)
         return {
-            llama_graph.EMBEDDED: self.embedding.rows(EMBEDDING, np.concatenate(texts))[None],
-            llama_graph.COSINES: cosines,
-            llama_graph.SINES: sines,
-            llama_graph.COUNT: np.array(len(texts)),
-            llama_graph.STARTS: (ends - lengths)[:, None],
-            llama_graph.ENDS: ends[:, None],
+            EMBEDDED: self.embedding.rows(EMBEDDING, np.concatenate(texts))[None],
+            COSINES: cosines,
+            SINES: sines,
+            **edges_of(lengths),
         }
 
 

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-STORED: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8}
+STORED: dict[str, type[np.generic]] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "I8": np.int8,
+    "I64": np.int64,  # position numbers, which older BERTs keep beside their weights
+}
 
 
 class _Tensor(NamedTuple):
@@ -37,7 +43,7 @@ class MappedWeights(Mapping[str, "NDArray[Any]"]):
         files: safetensors, as of `weight_files`.
 
     Raises:
-        ModelFolderError: a damaged header, or a number format other than F32, F16, BF16 and I8.
+        ModelFolderError: a damaged header, or a number format other than those of `STORED`.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
@@ -56,8 +62,12 @@ class MappedWeights(Mapping[str, "NDArray[Any]"]):
         return iter(self._tensors)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """A tensor in float32, or int8 where it is stored so; without widening it is a read-only view of the file."""
+        """A tensor in float32, or whole numbers where it holds those; what needs no widening is a view of the file."""
         return _widened(self._tensors[name])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, by the file's header."""
+        return self._tensors[name].data.shape
 
     def _map(self, path: Path) -> dict[str, _Tensor]:
         shapes = tensor_shapes(path)  # checks the header and the size
@@ -93,5 +103,5 @@ class MappedWeights(Mapping[str, "NDArray[Any]"]):
 def _widened(tensor: _Tensor) -> NDArray[Any]:
     if tensor.bfloat16:  # the upper half of a float32
         return (tensor.data.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    kind = np.int8 if tensor.data.dtype == np.int8 else np.float32
-    return np.require(tensor.data, dtype=kind, requirements=["C", "A"])
+    whole = np.issubdtype(tensor.data.dtype, np.integer)
+    return np.require(tensor.data, dtype=None if whole else np.float32, requirements=["C", "A"])

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drama_models.runtimes.llama_graph import BIAS, PEAK, WEIGHT
+from drama_models.runtimes.llama_graph import PEAK
+from drama_models.runtimes.packed_graph import BIAS, WEIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,0 +1,127 @@
+"""What the graphs of all encoders share: operators on one long row of tokens, and attention within each text.
+
+Texts come one after another without padding: their tokens form one long row, every operator but attention works on
+that row, and a loop over the texts attends within each. So nothing is computed for padding, the memory of attention
+grows with the length and not with its square, and a text's vector does not depend on its batch mates.
+
+The token embedding is an input, so that its table can stay on disk. Operators are those that ONNX Runtime is fastest
+with (`com.microsoft`); the portable graph of standard operators is made by the export room.
+
+N tokens in all, B texts, D hidden.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+
+OPSET, IR_VERSION = 17, 9
+CONTRIB = "com.microsoft"
+EMBEDDED = "embedded"  # (1, N, D), float32
+COUNT, STARTS, ENDS = "count", "starts", "ends"  # (), (B, 1), (B, 1), int64
+OUTPUT = "last_hidden_state"  # (1, N, D), float32
+WEIGHT, BIAS = ".weight", ".bias"  # endings of a layer's tensors
+
+
+class PackedGraph:
+    """A graph under construction.
+
+    Args:
+        hidden_size: D.
+        heads: of attention.
+        bidirectional: whether tokens see later ones.
+
+    Attributes:
+        external: names of the tensors that the session must be given; filled as the graph is built.
+    """
+
+    def __init__(self, hidden_size: int, heads: int, *, bidirectional: bool) -> None:
+        self.bidirectional = bidirectional
+        self.external: list[str] = []
+        self._hidden_size, self._heads = hidden_size, heads
+        self._nodes: list[NodeProto] = []
+        self._initializers: list[TensorProto] = []
+        self._constants: dict[str, NDArray[Any]] = {}
+
+    def _finished(
+        self, name: str, inputs: Sequence[ValueInfoProto] = (), outputs: Sequence[str] = (OUTPUT,)
+    ) -> ModelProto:
+        """The model of all nodes so far; weights are left as external tensors, to be handed to the session by name.
+
+        Args:
+            name: of the graph.
+            inputs: besides the embedded tokens and where each text starts and ends.
+            outputs: float32.
+        """
+        embedded = helper.make_tensor_value_info(EMBEDDED, TensorProto.FLOAT, [1, "tokens", self._hidden_size])
+        count = helper.make_tensor_value_info(COUNT, TensorProto.INT64, [])
+        edges = [helper.make_tensor_value_info(edge, TensorProto.INT64, ["texts", 1]) for edge in (STARTS, ENDS)]
+        given = [embedded, *inputs, count, *edges]
+        found = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in outputs]
+        constants = [numpy_helper.from_array(value, key) for key, value in self._constants.items()]
+        graph = helper.make_graph(self._nodes, name, given, found, self._initializers + constants)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="drama-models")
+
+    def _op(self, kind: str, inputs: Sequence[str], outputs: Sequence[str] = (), **attributes: Any) -> str:
+        number = len(self._nodes)
+        names = list(outputs) or [f"{kind.lower()}_{number}"]
+        self._nodes.append(helper.make_node(kind, inputs, names, name=f"node_{number}", **attributes))
+        return names[0]
+
+    def _constant(self, name: str, value: NDArray[Any] | np.generic) -> str:
+        self._constants[name] = np.asarray(value)
+        return name
+
+    def _tensor(self, name: str, sizes: Sequence[int], kind: int = TensorProto.FLOAT) -> str:
+        """Declare a tensor that the session gets from outside."""
+        tensor = TensorProto(name=name, data_type=kind, dims=sizes, data_location=TensorProto.EXTERNAL)
+        tensor.external_data.add(key="location", value="safetensors")
+        self._initializers.append(tensor)
+        self.external.append(name)
+        return name
+
+    def _attended(self, query: str, key: str, value: str) -> str:
+        """Attention of each text within itself, (1, N, D) from three of them."""
+        each = self._attention_within_a_text(query, key, value)
+        empty = self._op("SequenceEmpty", [], dtype=TensorProto.FLOAT)
+        texts = self._op("Loop", [COUNT, "", empty], body=each)
+        return self._op("ConcatFromSequence", [texts], axis=1)
+
+    def _attention_within_a_text(self, query: str, key: str, value: str) -> GraphProto:
+        """Body of the loop over texts: cut one text out of the row, attend, append to the sequence of results."""
+        here, nodes = f"text_{len(self._nodes)}", []
+        axis = self._constant("token_axis", np.ones(1, dtype=np.int64))
+
+        def op(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+            nodes.append(helper.make_node(kind, inputs, [f"{here}.{output}"], name=f"{here}.{output}", **attributes))
+            return f"{here}.{output}"
+
+        start, end = (op("Gather", [edge, f"{here}.number"], f"{edge}_here") for edge in (STARTS, ENDS))
+        parts = {"query": query, "key": key, "value": value}
+        cut = [op("Slice", [states, start, end, axis], part) for part, states in parts.items()]
+        attributes = {"num_heads": self._heads, "unidirectional": 0 if self.bidirectional else 1}
+        attended = op("MultiHeadAttention", cut, "attended", domain=CONTRIB, **attributes)
+        longer = op("SequenceInsert", [f"{here}.sequence", attended], "longer")
+        again = op("Identity", [f"{here}.condition"], "again")
+        sequence = [
+            helper.make_tensor_sequence_value_info(name, TensorProto.FLOAT, None)
+            for name in (f"{here}.sequence", longer)
+        ]
+        flags = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in (f"{here}.condition", again)]
+        number = helper.make_tensor_value_info(f"{here}.number", TensorProto.INT64, [])
+        return helper.make_graph(nodes, here, [number, flags[0], sequence[0]], [flags[1], sequence[1]])
+
+
+def edges_of(lengths: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """The inputs that say where each text of a row starts and ends, from the texts' lengths, (B,)."""
+    ends = np.cumsum(lengths)
+    return {COUNT: np.array(len(lengths)), STARTS: (ends - lengths)[:, None], ENDS: ends[:, None]}
