@@ -1,4 +1,4 @@
-"""The new model is recommended for a gain beyond chance, on the user's queries where there are any; else the old one."""
+"""The new model is recommended for a gain beyond chance, on the user's queries where there are any; else the old."""
 
 from __future__ import annotations
 
