@@ -24,7 +24,7 @@ from training.published import published_encoder
 from training.start import add_special_tokens, write_start_folder
 from training.step_data import StepData
 from training.step_loss import StepLoss
-from training.trainer import RetrieverTrainer, training_arguments
+from training.trainer import RetrieverTrainer, ran_out_of_patience, training_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,8 +69,12 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
         cross_device_negatives=recipe.cross_device_negatives,
     )
     starts = iteration_starts(plan, recipe) if recipe.restart_iterations else [0]
-    trainer = RetrieverTrainer(recipe, arguments, model, StepData(plan, model, recipe), loss, starts)
     checkpoint = checkpoints.last_checkpoint(recipe.out)
+    stopped = ran_out_of_patience(checkpoint, recipe) if checkpoint else None
+    if stopped is not None:  # all that is missing is the folder
+        recipe = replace(recipe, steps=stopped)
+        arguments = training_arguments(recipe)
+    trainer = RetrieverTrainer(recipe, arguments, model, StepData(plan, model, recipe), loss, starts)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if arguments.should_save:
         _write_folder(source, recipe, model, trainer, plan)

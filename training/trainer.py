@@ -13,7 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from drama_models import checkpoints
 from drama_models.errors import TrainingError
@@ -25,6 +25,7 @@ from training.schedules import linear_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from sentence_transformers import SentenceTransformer
     from torch import nn
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from training.step_data import StepData
     from training.step_loss import StepLoss
 
+STATE = "trainer_state.json"
 NAMED_QUERIES = 8  # of a batch whose loss is not finite
 
 
@@ -129,7 +131,7 @@ class RetrieverTrainer(SentenceTransformerTrainer):
         if best:  # as the stock trainer would have named it, had the checkpoint been written in place
             self.state.best_model_checkpoint = str(checkpoints.checkpoint_folder(out) / best)
         if self.args.should_save:
-            self.state.save_to_json(str(checkpoints.writing_folder(out) / name / "trainer_state.json"))
+            self.state.save_to_json(str(checkpoints.writing_folder(out) / name / STATE))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             checkpoints.place_checkpoint(out, name, best=best)
@@ -171,8 +173,19 @@ def training_arguments(recipe: TrainRecipe) -> SentenceTransformerTrainingArgume
             "load_best_model_at_end": True,
             "metric_for_best_model": f"eval_{METRIC}",
             "greater_is_better": True,
+            "restore_callback_states_from_checkpoint": True,  # patience is counted across kills
         }
     return SentenceTransformerTrainingArguments(**(settings | recipe.trainer))
+
+
+def ran_out_of_patience(checkpoint: Path, recipe: TrainRecipe) -> int | None:
+    """The step at which a run stopped for lack of progress, if its last checkpoint is from then; else None."""
+    if recipe.evaluation is None or recipe.evaluation.patience is None:
+        return None
+    state = TrainerState.load_from_json(str(checkpoint / STATE))
+    counted = (state.stateful_callbacks or {}).get(EarlyStoppingCallback.__name__, {}).get("attributes", {})
+    stopped = counted.get("early_stopping_patience_counter", 0) >= recipe.evaluation.patience
+    return state.global_step if stopped else None
 
 
 class _Once(Dataset[Any]):
