@@ -66,7 +66,7 @@ def test_a_killed_specialisation_ends_as_if_left_alone(
         began("evaluate-held-out-after"),
     ]
     for happened in moments:
-        kill_when(start(*words, PYTHONPATH=str(ROOT)), happened)
+        kill_when(start(*words, PYTHONPATH=str(ROOT)), happened, timeout_s=900)
         assert not (OUT / "report.html").exists()
     assert finish(start(*words, PYTHONPATH=str(ROOT))) == last
     whole, cut = final_files(tmp_path / "whole" / OUT), final_files(tmp_path / "cut" / OUT)
