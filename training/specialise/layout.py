@@ -46,6 +46,11 @@ class RunFolder:
         return self.root / "report.html"
 
     @property
+    def answers(self) -> Path:
+        """Answers of the large model, which were paid for."""
+        return self.root / "answers"
+
+    @property
     def work(self) -> Path:
         """What lies between documents and results; may be removed, and is then made anew."""
         return self.root / "work"

@@ -170,7 +170,7 @@ def _label(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages, rankers:
     asking = RerankRecipe(
         collection=folder.found, run=folder.run(CANDIDATES), out=folder.run(LABELS), examples=folder.queries,
         k=recipe.candidates, cross_encoder=recipe.reranker, llm=None if recipe.reranker else recipe.endpoint,
-        device=recipe.device,
+        device=recipe.device, cache=folder.answers,
     )  # fmt: skip
     job |= {"reranker": recipe.reranker or recipe.llm_model}
     return stages.run(LABELS, job, out, lambda: asdict(rerank(asking)))

@@ -134,7 +134,7 @@ def _made(
     if recipe.endpoint is not None and recipe.generated:
         asking = GenerateRecipe(
             collection=source, out=folder.work / "generated", llm=recipe.endpoint, kinds=recipe.generated,
-            prompts=recipe.prompts,
+            prompts=recipe.prompts, cache=folder.answers,
         )  # fmt: skip
         prompts = content_hash(recipe.prompts) if recipe.prompts else None
         asked = job | {"model": recipe.llm_model, "kinds": asking.kinds, "prompts": prompts}

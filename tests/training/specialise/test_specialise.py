@@ -163,7 +163,7 @@ def test_a_large_model_writes_queries_and_orders_lists(
         )  # fmt: skip
         findings = specialise(asked)
         count = len(server.bodies)
-        shutil.rmtree(tmp_path / "out" / "work" / "generated")
+        shutil.rmtree(tmp_path / "out" / "work")
         specialise(asked)
         assert len(server.bodies) == count  # every answer was kept
     assert [(kind.kind, kind.source) for kind in findings.kinds] == [
