@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 COSINES, SINES = "cosines", "sines"  # (N, d / 2) each, float32
 SMALLEST_MAGNITUDE = 1e-30  # of a token's inputs, so that zeros stay zeros
 INT8_LIMIT = 127
+INT8_ZERO = 128  # stands for 0 in unsigned bytes; see `int8` for why weights are unsigned too
 INT8, SCALE, PEAK = ".int8", ".scale", ".peak"  # more endings of a linear layer's tensors
 
 
@@ -96,9 +97,9 @@ class LlamaGraph(PackedGraph):
     def _linear(self, states: str, scaled: tuple[str, str], name: str) -> str:
         rows, columns = self._sizes[name]
         if name in self.quantised:
-            weight = self._tensor(name + INT8, (columns, rows), TensorProto.INT8)
+            weight = self._tensor(name + INT8, (columns, rows), TensorProto.UINT8)
             scales = self._tensor(name + SCALE, (rows,))
-            inputs = [scaled[0], weight, "unit", scales, "zero"]
+            inputs = [scaled[0], weight, "unit", scales, "zero", "zero"]
             product = self._op("MatMulIntegerToFloat", inputs, domain=CONTRIB)
             product = self._op("Mul", [product, scaled[1]])
         else:
@@ -111,7 +112,7 @@ class LlamaGraph(PackedGraph):
     def _scaled(self, states: str) -> tuple[str, str]:
         """Each token's inputs as whole numbers of 1/127 of their largest magnitude, and that magnitude, (1, N, 1)."""
         self._constant("unit", np.float32(1 / INT8_LIMIT))
-        self._constant("zero", np.uint8(128))  # x86 multiplies unsigned by signed bytes; 128 stands for 0
+        self._constant("zero", np.uint8(INT8_ZERO))
         smallest = self._constant("smallest", np.float32(SMALLEST_MAGNITUDE))
         highest = self._op("ReduceMax", [states], axes=[-1], keepdims=1)
         lowest = self._op("ReduceMin", [states], axes=[-1], keepdims=1)

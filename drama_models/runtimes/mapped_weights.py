@@ -27,6 +27,7 @@ STORED: dict[str, type[np.generic]] = {
     "F16": np.float16,
     "BF16": np.uint16,
     "I8": np.int8,
+    "U8": np.uint8,
     "I64": np.int64,  # position numbers, which older BERTs keep beside their weights
 }
 

@@ -112,11 +112,27 @@ def test_rows_are_whole_numbers_of_their_scale() -> None:
     weight = np.random.default_rng(0).normal(size=(5, 9)).astype(np.float32)
     weight[3] = 0
     tensors = quantised_rows("layer", weight)
-    assert tensors["layer.int8"].dtype == np.int8
-    restored = tensors["layer.int8"].T * tensors["layer.scale"][:, None]
+    assert tensors["layer.int8"].dtype == np.uint8
+    restored = (tensors["layer.int8"].T.astype(np.float32) - 128) * tensors["layer.scale"][:, None]
     step = np.abs(weight).max(axis=1, keepdims=True) / 127
     assert (np.abs(restored - weight) <= step * 0.501).all()
     assert not restored[3].any()
+
+
+def test_sums_beyond_sixteen_bits_are_exact_on_every_processor(tmp_path: Path) -> None:
+    folder = make_llama(tmp_path / "signs", **MODERATE)
+    state = {name: np.array(value) for name, value in load_file(folder / "model.safetensors").items()}
+    for name, value in state.items():
+        if "_proj" in name:  # eight bits hold such weights exactly, and pairs of products are as large as they can be
+            state[name] = np.where(value > 0, np.float32(0.02), np.float32(-0.02))
+    save_file(state, folder / "model.safetensors")
+    conversion = conversion_of(folder)
+    linear = list(conversion.shape.linear_sizes())
+    tensors = {name: conversion.weights[name] for name in conversion.weights}
+    expected = embed(conversion, tensors, [])
+    for name in linear:
+        tensors |= quantised_rows(name, tensors.pop(f"{name}.weight"))
+    assert smallest_cosine(embed(conversion, tensors, linear), expected) > 0.9995  # with sums that overflow: 0.2
 
 
 def test_layers_that_lose_too_much_stay_in_float32(moderate: Path) -> None:
