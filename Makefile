@@ -31,13 +31,17 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.encode
 
-# A release in an environment with transformers 4.57 and sentence-transformers 5.1, which cannot share ours.
+# A release in an environment with clients that cannot share ours: transformers 4.57, sentence-transformers 5.1 with its
+# ONNX backend, FastEmbed, OpenVINO and, where there is npm, transformers.js (whose packages bring all that they need).
 compat: $(READY) $(COMPAT_READY)
 	COMPAT_PYTHON=$(CURDIR)/.venv-compat/bin/python $(BIN)/python -m pytest -q tests/compat
 
 $(COMPAT_READY): Makefile
 	$(PYTHON) -m venv .venv-compat
-	.venv-compat/bin/python -m pip install --quiet "torch==2.13.0" "transformers==4.57.6" "sentence-transformers==5.1.2"
+	.venv-compat/bin/python -m pip install --quiet "torch==2.13.0" "transformers==4.57.6" "sentence-transformers==5.1.2" \
+		"optimum-onnx[onnxruntime]==0.1.0" "fastembed==0.9.1" "openvino==2026.4.1"
+	if command -v npm > /dev/null; then npm install --prefix .venv-compat --ignore-scripts --no-audit --no-fund \
+		--loglevel=error @huggingface/transformers@4.3.1; fi
 	touch $@
 
 # What was made, not what it was made with: environments and the source model's checkpoints stay.

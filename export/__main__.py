@@ -22,7 +22,11 @@ class VerifyRecipe:
     """Settings of a parity check."""
 
     release: Path
-    """Release folder to load with every installed client; `verification.json` is written into it."""
+    """Release folder to load with every installed client; `verification.json` and the card's table are written anew."""
+    others: bool = True
+    """Also clients of the second environment, `.venv-compat` or that of COMPAT_PYTHON."""
+    max_tokens: int | None = None
+    """Of the longest text; the release's own limit by default. ONNX graphs need its square of memory."""
 
 
 def parsed(recipe_class: type[Recipe], command: str, arguments: Sequence[str], *positional: str) -> Recipe:
@@ -79,12 +83,23 @@ def _made(parity: list[Parity], out: Path) -> str:
 
 
 def _verify(arguments: list[str]) -> str:
-    from drama_models.sample_texts import SAMPLE_TEXTS
+    from drama_models.profile import Profile
     from export.card import parity_table
+    from export.client_environments import all_environments, this_environment
+    from export.contracts import contract_lines
+    from export.parity_texts import parity_texts
     from export.verification import verify_and_record
 
     recipe = parsed(VerifyRecipe, "verify", arguments, "release")
-    return parity_table([client.as_json() for client in verify_and_record(recipe.release, SAMPLE_TEXTS)])
+    texts = parity_texts(recipe.max_tokens or Profile.from_folder(recipe.release).max_length)
+    environments = all_environments() if recipe.others else [this_environment()]
+    parity = verify_and_record(recipe.release, texts, environments)
+    lines = [parity_table([client.as_json() for client in parity]), *contract_lines(recipe.release)]
+    if any(client.failed for client in parity):
+        print("\n".join(lines))
+        print("error: clients disagree; do not publish this folder.", file=sys.stderr)
+        raise SystemExit(1)
+    return "\n".join(lines)
 
 
 def _publish(arguments: list[str]) -> str:

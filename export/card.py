@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
+PARITY_HEADING = "## Do all clients agree?"
 LIMITS = (
     "It knows what its source model and its training examples taught it, and no more: expect little in languages and "
     "subjects that the stages above did not see. It compares texts; it does not check whether what they say is true."
@@ -66,6 +67,8 @@ def write_card(
         dims=", ".join(map(str, profile.dims)),
         max_length=profile.max_length,
         query_prompt=profile.query_prompt,
+        built_with_llama=asks_for_llama(license_id),
+        graphs=", ".join(f"`{graph.name}`" for graph in sorted((path.parent / "onnx").glob("*.onnx"))),
         pooling=profile.pooling,
         stages=[
             {"number": number, "stage": stage["stage"], "text": _stage_text(stage)}
@@ -77,14 +80,35 @@ def write_card(
     path.write_text(str(card) + "\n", encoding="utf-8")
 
 
+def asks_for_llama(license_id: str) -> bool:
+    """Whether a licence is one of Llama's, which want "Built with Llama" on the card and "Llama" before the name."""
+    return license_id.lower().startswith("llama")
+
+
 def parity_table(parity: list[dict[str, Any]]) -> str:
     """Markdown table of how far each client is from our encoder."""
-    rows = [
-        f"| {entry['client']} {entry['version']} | {entry['largest_difference']:.1e} "
-        f"| {entry['smallest_cosine']:.6f} | {entry['mean_cosine']:.6f} |"
-        for entry in parity
-    ]
-    return "\n".join(["| client | largest difference | smallest cosine | mean cosine |", "|---|---|---|---|", *rows])
+    rows = ["| client | largest difference | smallest cosine | mean cosine |", "|---|---|---|---|"]
+    for entry in parity:
+        name = " ".join(filter(None, (entry["client"], entry["version"])))
+        figures = [_cell(entry.get("largest_difference"), ".1e")]
+        figures += [_cell(entry.get(key), ".6f") for key in ("smallest_cosine", "mean_cosine")]
+        if "problem" in entry:
+            figures[0] = f"{figures[0]} {entry['problem']}".strip()
+        rows.append(f"| {name} | {' | '.join(figures)} |")
+    return "\n".join(rows)
+
+
+def replace_parity(card: str, parity: list[dict[str, Any]]) -> str:
+    """A card with another table of clients; a text without that section stays as it is."""
+    before, heading, after = card.partition(f"{PARITY_HEADING}\n")
+    _, next_heading, rest = after.partition("\n## ")
+    if not heading or not next_heading:
+        return card
+    return f"{before}{heading}\n{parity_table(parity)}\n{next_heading}{rest}"
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _stage_text(stage: dict[str, Any]) -> str:

@@ -8,6 +8,10 @@ knows.
 Optionally in half precision: matrices are stored and multiplied in float16, while norms, rotary positions, softmax and
 the residual stream stay in float32, where float16 would overflow or lose the small summands.
 
+What is given in eight bits (`name.int8` with `name.scale`, see `int8`) runs in eight bits: a token's inputs are scaled
+by their own largest magnitude, so that a text's vector depends neither on its batch mates nor on padding, as it would
+with DynamicQuantizeLinear, which scales a whole batch at once.
+
 B texts, T tokens, D hidden, H query heads in G groups, d head size.
 """
 
@@ -20,6 +24,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from drama_models.errors import ModelFolderError
+from drama_models.runtimes.llama_graph import INT8, INT8_LIMIT, INT8_ZERO, SCALE, SMALLEST_MAGNITUDE
 from drama_models.runtimes.llama_shape import LlamaShape
 
 if TYPE_CHECKING:
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
 OPSET, IR_VERSION = 17, 8
 BLOCKED = -1e9  # added to a score that must not count; far below any score, and safe to add to
 OUTPUT = "last_hidden_state"
+EMBEDDING = "embed_tokens"
 
 
 def build_graph(
@@ -40,7 +46,8 @@ def build_graph(
 
     Args:
         config: of the model, as in config.json.
-        weights: by LlamaModel's parameter names without prefix; converted to the precision of the graph.
+        weights: by LlamaModel's parameter names without prefix; converted to the precision of the graph. Linear layers
+            and the token embedding may be in eight bits instead, as `quantised_rows` makes them.
         bidirectional: whether tokens see later ones.
         half: matrices in float16 instead of float32; inputs and output keep their types.
 
@@ -49,7 +56,7 @@ def build_graph(
         KeyError: a weight is missing.
     """
     builder = _Builder(LlamaShape.from_config(config), weights, half=half)
-    states = builder.full(builder.op("Gather", [builder.matrix("embed_tokens.weight"), "input_ids"]))  # (B, T, D)
+    states = builder.embedding()  # (B, T, D)
     bias = builder.attention_bias(bidirectional=bidirectional)
     rotation = builder.rotation()
     for layer in range(builder.shape.layers):
@@ -77,6 +84,7 @@ class _Builder:
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], str] = {}
+        self._scaled: dict[str, tuple[str, str]] = {}
 
     def op(self, kind: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
         name = output or f"{kind.lower()}_{len(self.nodes)}"
@@ -125,11 +133,43 @@ class _Builder:
 
     def linear(self, states: str, name: str) -> str:
         """(..., in) to (..., out); the stored weight is (out, in)."""
-        weight = self.matrix(f"{name}.weight", transpose=True)
-        product = self.full(self.op("MatMul", [self.reduced(states), weight]))
+        if name + INT8 in self.weights:
+            product = self.int8_product(states, name)
+        else:
+            weight = self.matrix(f"{name}.weight", transpose=True)
+            product = self.full(self.op("MatMul", [self.reduced(states), weight]))
         if f"{name}.bias" not in self.weights:
             return product
         return self.op("Add", [product, self.weight(f"{name}.bias")])
+
+    def int8_product(self, states: str, name: str) -> str:
+        """(..., in) to (..., out) in whole numbers; the stored weight is (in, out), unsigned."""
+        zero = self.constant(np.array(INT8_ZERO, dtype=np.uint8))
+        whole, magnitude = self.scaled(states)
+        weight = self._stored(name + INT8, np.asarray(self.weights[name + INT8]))
+        sums = self.op("Cast", [self.op("MatMulInteger", [whole, weight, zero, zero])], to=TensorProto.FLOAT)
+        scale = self._stored(name + SCALE, np.asarray(self.weights[name + SCALE]) / np.float32(INT8_LIMIT))
+        return self.op("Mul", [sums, self.op("Mul", [magnitude, scale])])
+
+    def scaled(self, states: str) -> tuple[str, str]:
+        """Each token's states as whole numbers of 1/127 of their largest magnitude, and that magnitude, (..., 1)."""
+        if states not in self._scaled:
+            largest = self.op("ReduceMax", [self.op("Abs", [states])], axes=[-1], keepdims=1)
+            magnitude = self.op("Max", [largest, self.scalar(SMALLEST_MAGNITUDE)])
+            unit, zero = self.scalar(1 / INT8_LIMIT), self.constant(np.array(INT8_ZERO, dtype=np.uint8))
+            whole = self.op("QuantizeLinear", [self.op("Div", [states, magnitude]), unit, zero])
+            self._scaled[states] = whole, magnitude
+        return self._scaled[states]
+
+    def embedding(self) -> str:
+        """Rows of the tokens, (B, T, D), float32."""
+        if EMBEDDING + INT8 not in self.weights:
+            return self.full(self.op("Gather", [self.matrix(f"{EMBEDDING}.weight"), "input_ids"]))
+        table = self._stored(EMBEDDING + INT8, np.asarray(self.weights[EMBEDDING + INT8]))
+        scales = self._stored(EMBEDDING + SCALE, np.asarray(self.weights[EMBEDDING + SCALE])[:, None])
+        whole = self.op("Cast", [self.op("Gather", [table, "input_ids"])], to=TensorProto.FLOAT)
+        centred = self.op("Sub", [whole, self.scalar(INT8_ZERO)])
+        return self.op("Mul", [centred, self.op("Gather", [scales, "input_ids"])])
 
     def rms_norm(self, states: str, name: str, output: str | None = None) -> str:
         """W * x / sqrt(mean(x^2) + eps), in the shape that ONNX Runtime recognises and fuses."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,15 @@ from drama_models.profile import Profile
 from drama_models.provenance import write_provenance
 from drama_models.sample_texts import SAMPLE_TEXTS
 from drama_models.tokenisation import end_token, load_tokenizer
-from export.card import CARD_FILE, write_card
+from export.card import CARD_FILE, asks_for_llama, write_card
 from export.client_files import release_config, sentence_transformers_files, tokenizer_files
-from export.to_onnx import OnnxPrecision, write_onnx
+from export.int8_onnx import write_int8_onnx
+from export.to_onnx import OnnxPrecision, external_data_files, write_onnx
 from export.verification import write_verification
 from export.verify import largest_difference, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tokenizers import Tokenizer
 
@@ -52,11 +53,14 @@ class FolderRecipe:
     languages: tuple[str, ...] = ()
     """Two-letter codes on the card."""
     onnx: tuple[OnnxPrecision, ...] = ("fp32",)
-    """Graphs to write; fp32 is always among them, since clients are compared on it."""
+    """Graphs to write, of fp32, fp16 and int8; fp32 is always among them, since clients are compared on it."""
 
     def __post_init__(self) -> None:
         if "fp32" not in self.onnx:
             raise ValueError(f"onnx={list(self.onnx)} lacks fp32, which clients load by default; add it.")
+        name = self.name or self.out.name
+        if asks_for_llama(self.license) and not name.rpartition("/")[2].lower().startswith("llama"):
+            raise ValueError(f"license={self.license!r} wants a name that begins with Llama; pass --name Llama-{name}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,7 @@ def write_release(
     Raises:
         ModelFolderError: the source is not a complete Llama folder, or a client disagrees.
         DimensionError: an announced size that the model does not have.
+        PrecisionError: a graph in int8 is asked for, and would lose too much.
     """
     config = read_json(source / "config.json")
     check_llama_weights(source, config)
@@ -124,9 +129,8 @@ def write_release(
         _write_settings(source, config, profile, partial)
         if profile.bidirectional:
             shutil.copy(MODEL_CODE, partial / MODEL_CODE.name)
-        for precision in recipe.onnx:
-            write_onnx(partial, precision)
-        figures = measure(partial) if measure else {}
+        figures = _write_graphs(partial, recipe.onnx)
+        figures |= measure(partial) if measure else {}
         parity = verify(partial, SAMPLE_TEXTS)
         record = write_provenance(
             partial,
@@ -147,6 +151,21 @@ def write_release(
         )
         write_verification(partial, parity)
     return parity
+
+
+def _write_graphs(folder: Path, precisions: Sequence[OnnxPrecision]) -> dict[str, Any]:
+    """Write the graphs; what was measured while converting, by precision."""
+    figures: dict[str, Any] = {}
+    for precision in precisions:
+        if precision == "int8":
+            figures["int8_graph"] = asdict(write_int8_onnx(folder))
+        else:
+            write_onnx(folder, precision)
+    split = external_data_files(folder)
+    if split:  # transformers.js looks for weights beside a graph only where the configuration says so
+        config = read_json(folder / "config.json") | {"transformers.js_config": {"use_external_data_format": split}}
+        (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return figures
 
 
 def onnx_difference(parity: list[Parity]) -> float:

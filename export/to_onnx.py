@@ -2,6 +2,7 @@
 
 `onnx/model.onnx` is float32. `onnx/model_fp16.onnx` has half the size: weights and matrix products in float16, and
 float32 wherever sums grow long or values large, so that ONNX Runtime runs it on any device; CPUs gain disk, not speed.
+The graphs in eight bits are those of `int8_onnx`. All names are those that optimum and transformers.js ask for.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from onnx import ModelProto
 
-OnnxPrecision = Literal["fp32", "fp16"]
-GRAPHS: dict[OnnxPrecision, str] = {"fp32": ONNX_GRAPH, "fp16": "onnx/model_fp16.onnx"}  # as transformers.js asks
-WEIGHT_BYTES: dict[OnnxPrecision, int] = {"fp32": 4, "fp16": 2}
+FloatPrecision = Literal["fp32", "fp16"]
+OnnxPrecision = Literal["fp32", "fp16", "int8"]
+GRAPHS: dict[FloatPrecision, str] = {"fp32": ONNX_GRAPH, "fp16": "onnx/model_fp16.onnx"}
 MAX_INLINE_BYTES = 1_800_000_000  # a graph with its weights inside must stay below protobuf's 2 GiB
+EXTERNAL_DATA = "_data"  # appended to the graph's name; the name that optimum and transformers.js look for
 
 
-def write_onnx(folder: Path, precision: OnnxPrecision = "fp32") -> Path:
-    """Export the model of a release folder.
+def write_onnx(folder: Path, precision: FloatPrecision = "fp32") -> Path:
+    """Export the model of a release folder in floating point.
 
     Args:
         folder: with `config.json` and safetensors; the graph is added to it.
@@ -42,16 +45,27 @@ def write_onnx(folder: Path, precision: OnnxPrecision = "fp32") -> Path:
             cannot hold.
     """
     config = read_json(folder / "config.json")
-    weights = _numpy_weights(folder)
     bidirectional = attention_is_bidirectional(config, folder)
-    graph = build_graph(config, weights, bidirectional=bidirectional, half=precision == "fp16")
+    graph = build_graph(config, _numpy_weights(folder), bidirectional=bidirectional, half=precision == "fp16")
     path = folder / GRAPHS[precision]
-    path.parent.mkdir(exist_ok=True)
-    large = sum(WEIGHT_BYTES[precision] * array.size for array in weights.values()) > MAX_INLINE_BYTES
-    external_data = f"{path.name}_data"  # the name that optimum and transformers.js look for
-    onnx.save_model(graph, path, save_as_external_data=large, location=external_data if large else None)
-    onnx.checker.check_model(str(path))
+    save_graph(graph, path)
     return path
+
+
+def save_graph(graph: ModelProto, path: Path) -> None:
+    """Write a checked graph, with its weights in a file beside it where they are too large for one file."""
+    large = sum(len(tensor.raw_data) for tensor in graph.graph.initializer) > MAX_INLINE_BYTES
+    external_data = path.with_name(path.name + EXTERNAL_DATA)
+    path.parent.mkdir(exist_ok=True)
+    external_data.unlink(missing_ok=True)  # onnx would append to it
+    onnx.save_model(graph, path, save_as_external_data=large, location=external_data.name if large else None)
+    onnx.checker.check_model(str(path))
+
+
+def external_data_files(folder: Path) -> dict[str, int]:
+    """Graphs of a folder that have their weights beside them: number of weight files by the graph's name."""
+    found = sorted((folder / ONNX_GRAPH).parent.glob(f"*.onnx{EXTERNAL_DATA}"))
+    return {path.name.removesuffix(EXTERNAL_DATA): 1 for path in found}
 
 
 def _numpy_weights(folder: Path) -> dict[str, NDArray[np.float32]]:

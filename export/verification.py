@@ -13,37 +13,50 @@ from drama_models.errors import ModelFolderError
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.model_folder import PICKLES, read_json
 from drama_models.provenance import installed_versions
-from export.verify import verify
+from export.card import CARD_FILE, replace_parity
+from export.client_environments import this_environment
+from export.verify import compare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from export.client_environments import Environment
     from export.verify import Parity
 
 FILE_NAME = "verification.json"
 
 
-def verify_and_record(folder: Path, texts: Sequence[str]) -> list[Parity]:
-    """Compare every installed client on a release folder, and leave the result in it.
+def verify_and_record(folder: Path, texts: Sequence[str], environments: Sequence[Environment] = ()) -> list[Parity]:
+    """Compare every installed client on a release folder; where all agree, leave the result in it and on its card.
 
     Args:
         folder: a release folder; an older record in it is removed first, so that a failure leaves none.
         texts: encoded as documents.
+        environments: to look for clients in; this one by default.
+
+    Returns:
+        One entry for each client, those that disagree or are not installed among them.
 
     Raises:
-        ModelFolderError: a client fails to load the folder, or disagrees.
+        ModelFolderError: not a release folder.
     """
     (folder / FILE_NAME).unlink(missing_ok=True)
-    parity = verify(folder, texts)
-    write_verification(folder, parity)
+    parity = compare(folder, texts, environments or [this_environment()])
+    if not any(entry.failed for entry in parity):
+        card = folder / CARD_FILE
+        if card.is_file():
+            text = replace_parity(card.read_text(encoding="utf-8"), [entry.as_json() for entry in parity])
+            with atomic_file(card) as path:
+                path.write_text(text, encoding="utf-8")
+        write_verification(folder, parity)
     return parity
 
 
 def write_verification(folder: Path, parity: Sequence[Parity]) -> None:
     """Record a passed comparison, together with the hash of every file that it was made on."""
     record = {
-        "clients": [client.as_json() for client in parity],
+        "clients": [client.as_json() for client in parity if not client.problem],
         "versions": installed_versions(),
         "files": {name: sha256_of_file(folder / name) for name in release_files(folder)},
     }

@@ -1,33 +1,43 @@
 """Parity over clients: each loads the release in a process of its own, without our package, and must agree with us.
 
-Pooling here is the mean, so only folders that pool by the mean are compared; what each client reads is in
-`client_files`.
+Texts are given in padded batches that mix their lengths, and some of them again alone. Pooling here is the mean, so
+only folders that pool by the mean are compared; what each client reads is in `client_files`.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import subprocess
-import sys
 import tempfile
+import warnings
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from drama_models.encoder import Encoder
-from drama_models.errors import ModelFolderError
+from drama_models.errors import ModelFolderError, TextsCutWarning
 from drama_models.model_folder import ONNX_GRAPH
 from drama_models.profile import Profile
+from drama_models.tokenisation import TextTokenizer
+from export.client_environments import CLIENTS, CLIENTS_FOLDER, NODE_PACKAGE, Client, Environment, this_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-CLIENTS = Path(__file__).parent / "clients"
-NEEDED = {"automodel": "transformers", "sentence_transformers": "sentence_transformers", "onnxruntime": "onnxruntime"}
+    from numpy.typing import NDArray
+
 MIN_COSINE = 0.9999
+INT8_MIN_COSINE = 0.995
+INT8_GRAPHS = ("model_int8", "model_quantized")
+JS_TYPES = {"model": "fp32", "model_fp16": "fp16", "model_int8": "int8", "model_quantized": "q8"}
+MODEL_CODE = Path(__file__).parents[1] / "drama_models" / "modeling_drama.py"
+BATCH_TEXTS = 8
+LONG_TOKENS = 512  # beyond it a text is given alone, since attention in a padded batch needs length squared of memory
+EACH_ALONE = 5  # every fifth of the others is given alone too
 
 
 @dataclass(frozen=True)
@@ -36,18 +46,28 @@ class Parity:
 
     client: str
     version: str
-    largest_difference: float
-    """Over all coordinates of all texts, absolute."""
-    smallest_cosine: float
-    mean_cosine: float
+    largest_difference: float = math.nan
+    """Over all coordinates of all texts, absolute; NaN where the client was not run, as below."""
+    smallest_cosine: float = math.nan
+    mean_cosine: float = math.nan
+    problem: str = ""
+    """Why it was not run, or what is wrong with its vectors; empty where it agrees."""
 
     def as_json(self) -> dict[str, str | float]:
         """Plain values for a provenance record."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key == "version" or not _is_empty(value)}
+
+    @property
+    def failed(self) -> bool:
+        """Whether the client is installed and does not agree."""
+        return bool(self.problem) and self.problem != NOT_INSTALLED
+
+
+NOT_INSTALLED = "not installed"
 
 
 def verify(folder: Path, texts: Sequence[str]) -> list[Parity]:
-    """Compare every installed client with `Encoder(runtime="torch")`.
+    """Compare every client of this environment with `Encoder(runtime="torch")`.
 
     Args:
         folder: a release folder.
@@ -55,54 +75,152 @@ def verify(folder: Path, texts: Sequence[str]) -> list[Parity]:
 
     Raises:
         ModelFolderError: a client fails to load the folder or one of its graphs, or its smallest cosine is below
-            0.9999.
+            0.9999, or 0.995 with a graph in eight bits.
     """
-    if Profile.from_folder(folder).pooling != "mean":
+    parity = [entry for entry in compare(folder, texts, [this_environment()]) if entry.problem != NOT_INSTALLED]
+    check(parity, folder)
+    return parity
+
+
+def check(parity: Sequence[Parity], folder: Path) -> None:
+    """Refuse a folder that a client disagrees on.
+
+    Raises:
+        ModelFolderError: naming the first such client.
+    """
+    for entry in parity:
+        if entry.failed:
+            raise ModelFolderError(f"{entry.client} {entry.version} {entry.problem}; do not publish {folder.name}.")
+
+
+def compare(folder: Path, texts: Sequence[str], environments: Sequence[Environment]) -> list[Parity]:
+    """Compare every client that is installed in one of the environments; the others are listed as not installed.
+
+    Args:
+        folder: a release folder.
+        texts: encoded as documents.
+        environments: to look for clients in.
+    """
+    profile = Profile.from_folder(folder)
+    if profile.pooling != "mean":
         return []
-    ours = Encoder.from_pretrained(folder, runtime="torch").encode_documents(list(texts))
-    found = []
-    for client, package, graph in _runs(folder):
-        label = f"{client}, {Path(graph).stem}" if graph else client
-        parity = _compare(label, package, ours, _run_client(client, folder, texts, graph))
-        if not parity.smallest_cosine >= MIN_COSINE:
-            raise ModelFolderError(
-                f"{label} {parity.version} disagrees on {folder.name}: smallest cosine {parity.smallest_cosine:.6f}, "
-                f"at least {MIN_COSINE} is expected; do not publish this folder."
-            )
-        found.append(parity)
-    return found
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextsCutWarning)  # one of the texts is there to be cut
+        ours = Encoder.from_pretrained(folder, runtime="torch").encode_documents(list(texts))
+    ids, _ = TextTokenizer(folder, profile, profile.max_length).encode(texts, profile.document_prompt)
+    batches = padded_and_alone([len(row) for row in ids])
+    given = [[texts[position] for position in batch] for batch in batches]
+    expected = ours[[position for batch in batches for position in batch]]
+    return [entry for client in CLIENTS for entry in _client_parity(client, folder, given, expected, environments)]
+
+
+def padded_and_alone(lengths: Sequence[int]) -> list[list[int]]:
+    """Positions of texts in batches: all but the long ones padded together, then those and some others alone."""
+    together = [position for position, length in enumerate(lengths) if length <= LONG_TOKENS]
+    alone = together[::EACH_ALONE] + [position for position, length in enumerate(lengths) if length > LONG_TOKENS]
+    padded = [together[start : start + BATCH_TEXTS] for start in range(0, len(together), BATCH_TEXTS)]
+    return [*padded, *([position] for position in alone)]
 
 
 def largest_difference(parity: Sequence[Parity], client: str) -> float:
     """Largest difference of a client, NaN if it was not installed."""
-    return next((entry.largest_difference for entry in parity if entry.client == client), float("nan"))
+    return next((entry.largest_difference for entry in parity if entry.client == client), math.nan)
 
 
-def _runs(folder: Path) -> list[tuple[str, str, str]]:
-    """Client, its package, and the graph it is given instead of its default one: each of the others has its turn."""
+def _client_parity(
+    client: Client,
+    folder: Path,
+    batches: list[list[str]],
+    expected: NDArray[np.float32],
+    environments: Sequence[Environment],
+) -> Iterator[Parity]:
+    """One entry for each version of the client that is found, and for each graph."""
+    found: dict[str, Environment] = {}
+    for environment in environments:
+        version = environment.version(client)
+        if version is not None:
+            found.setdefault(version, environment)
+    if not found:
+        yield Parity(client.name, "", problem=NOT_INSTALLED)
+    for version, environment in found.items():
+        for graph in _graphs(folder) if client.graphs else [ONNX_GRAPH]:
+            label = client.name if graph == ONNX_GRAPH else f"{client.name}, {Path(graph).stem}"
+            try:
+                vectors = _run_client(client, environment, folder, batches, graph)
+                largest, cosines = _difference(vectors, expected)
+                problem = _problem(cosines, graph, folder)
+                yield Parity(label, version, largest, float(cosines.min()), float(cosines.mean()), problem)
+            except ModelFolderError as error:
+                yield Parity(label, version, problem=str(error))
+
+
+def _graphs(folder: Path) -> list[str]:
+    """The default graph, then the others."""
     others = sorted(path.relative_to(folder).as_posix() for path in folder.glob("onnx/*.onnx"))
-    graphs = {"onnxruntime": ["", *(name for name in others if name != ONNX_GRAPH)]}
-    installed = {client: package for client, package in NEEDED.items() if find_spec(package) is not None}
-    return [(client, package, graph) for client, package in installed.items() for graph in graphs.get(client, [""])]
+    return [ONNX_GRAPH, *(name for name in others if name != ONNX_GRAPH)]
 
 
-def _run_client(client: str, folder: Path, texts: Sequence[str], graph: str) -> np.ndarray:
+def _run_client(
+    client: Client, environment: Environment, folder: Path, batches: list[list[str]], graph: str
+) -> NDArray[np.float32]:
+    """Vectors of all texts in the order of the batches.
+
+    Raises:
+        ModelFolderError: the client cannot load the folder, or would run code that is not ours.
+    """
+    code = folder / MODEL_CODE.name
+    if client.argument == "remote-code" and not (code.is_file() and code.read_bytes() == MODEL_CODE.read_bytes()):
+        raise ModelFolderError(f"was not run: {MODEL_CODE.name} of {folder.name} is not the one of this project")
     with tempfile.TemporaryDirectory() as work:
-        source, target = Path(work) / "texts.json", Path(work) / "vectors.npy"
-        source.write_text(json.dumps(list(texts)), encoding="utf-8")
-        command = [sys.executable, str(CLIENTS / f"{client}.py"), str(folder), str(source), str(target)]
-        command += [graph] if graph else []
-        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        source, target = Path(work) / "batches.json", Path(work) / "vectors.npy"
+        source.write_text(json.dumps(batches), encoding="utf-8")
+        script = str(CLIENTS_FOLDER / client.script)
+        command = [*environment.command, script, str(folder.resolve()), str(source), str(target)]
+        command += [_last_word(client, graph)]
+        variables = {**os.environ, **environment.variables, "HF_HUB_OFFLINE": "1", "HF_HOME": work}
+        variables.pop("PYTHONPATH", None)
+        result = subprocess.run(  # noqa: S603
+            [word for word in command if word], capture_output=True, text=True, check=False, cwd=work, env=variables
+        )
         if result.returncode:
-            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ModelFolderError(f"{client} cannot load {folder.name}: {last}")
-        vectors: np.ndarray = np.load(target, allow_pickle=False)
+            raise ModelFolderError(f"cannot load {folder.name}: {_last_line(result.stderr)}")
+        if NODE_PACKAGE in client.needs:
+            return np.array(json.loads(target.read_text(encoding="utf-8")), dtype=np.float32)
+        vectors: NDArray[np.float32] = np.load(target, allow_pickle=False)
         return vectors
 
 
-def _compare(client: str, package: str, ours: np.ndarray, theirs: np.ndarray) -> Parity:
-    from importlib import metadata
+def _last_word(client: Client, graph: str) -> str:
+    """The script's last argument: that of the client, or a graph other than the default one."""
+    if NODE_PACKAGE in client.needs:
+        return JS_TYPES.get(Path(graph).stem, Path(graph).stem)
+    return client.argument or ("" if graph == ONNX_GRAPH else graph)
 
-    cosine = (ours * theirs).sum(axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
-    version = metadata.version(package.replace("_", "-"))
-    return Parity(client, version, float(np.abs(ours - theirs).max()), float(cosine.min()), float(cosine.mean()))
+
+def _last_line(stderr: str) -> str:
+    """What a failed process said last."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("Node.js v")]
+    return (lines or ["no message"])[-1]
+
+
+def _difference(vectors: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
+    """Largest difference of a coordinate, and the cosine of each text.
+
+    Raises:
+        ModelFolderError: vectors of another shape.
+    """
+    if vectors.shape != expected.shape:
+        raise ModelFolderError(f"gives vectors of shape {vectors.shape}, not {expected.shape}")
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
+    return float(np.abs(vectors - expected).max()), (vectors * expected).sum(axis=1) / lengths
+
+
+def _is_empty(value: str | float) -> bool:
+    return value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _problem(cosines: NDArray[np.float32], graph: str, folder: Path) -> str:
+    smallest, wanted = float(cosines.min()), INT8_MIN_COSINE if Path(graph).stem in INT8_GRAPHS else MIN_COSINE
+    if smallest >= wanted:  # a NaN is not
+        return ""
+    return f"disagrees on {folder.name}: smallest cosine {smallest:.6f}, at least {wanted} is expected"

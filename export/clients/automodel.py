@@ -1,6 +1,8 @@
-"""transformers' AutoModel without remote code, as its users call it. Run by path; imports no package of ours.
+"""transformers' AutoModel, as its users call it. Run by path; imports no package of ours.
 
-python automodel.py FOLDER INPUT.json OUTPUT.npy
+python automodel.py FOLDER BATCHES.json OUTPUT.npy [remote-code]
+
+Without the last word no code of the folder is run, which is right on transformers >= 5.2 only.
 """
 
 import json
@@ -11,13 +13,12 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-folder, source, target = sys.argv[1:]
-texts = json.loads(Path(source).read_text(encoding="utf-8"))
+folder, source, target, *options = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModel.from_pretrained(folder).eval()
+model = AutoModel.from_pretrained(folder, trust_remote_code="remote-code" in options).eval()
 rows = []
-for start in range(0, len(texts), 16):
-    batch = tokenizer(texts[start : start + 16], padding=True, truncation=True, return_tensors="pt")
+for texts in json.loads(Path(source).read_text(encoding="utf-8")):
+    batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     with torch.inference_mode():
         hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     mask = batch["attention_mask"][..., None].float()

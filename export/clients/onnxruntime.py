@@ -1,6 +1,6 @@
 """Bare ONNX Runtime and tokenizers, as a server without torch would use them. Not a module of ours: run by path.
 
-python onnxruntime.py FOLDER INPUT.json OUTPUT.npy [GRAPH]
+python onnxruntime.py FOLDER BATCHES.json OUTPUT.npy [GRAPH]
 """
 
 import json
@@ -14,15 +14,14 @@ from onnxruntime import InferenceSession
 from tokenizers import Tokenizer
 
 folder, source, target, *graph = sys.argv[1:]
-texts = json.loads(Path(source).read_text(encoding="utf-8"))
 settings = json.loads(Path(folder, "tokenizer_config.json").read_text(encoding="utf-8"))
 tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
 tokenizer.enable_truncation(settings["model_max_length"])
 tokenizer.enable_padding(pad_id=tokenizer.token_to_id(settings["pad_token"]), pad_token=settings["pad_token"])
 session = InferenceSession(f"{folder}/{graph[0] if graph else 'onnx/model.onnx'}", providers=["CPUExecutionProvider"])
 rows = []
-for start in range(0, len(texts), 16):
-    encodings = tokenizer.encode_batch(texts[start : start + 16])
+for texts in json.loads(Path(source).read_text(encoding="utf-8")):
+    encodings = tokenizer.encode_batch(texts)
     ids, mask = (np.array([getattr(row, name) for row in encodings]) for name in ("ids", "attention_mask"))
     (hidden,) = session.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
     pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)

@@ -28,15 +28,37 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def test_verify_prints_a_line_for_each_client_and_records_it(release_folder: Path, tmp_path: Path) -> None:
     release = Path(shutil.copytree(release_folder, tmp_path / "release"))
     (release / FILE_NAME).unlink()
-    result = run("verify", str(release))
+    (release / "README.md").write_text("before\n\n## Do all clients agree?\n\nnobody knows\n\n## Limits\n\nnone\n")
+    result = run("verify", str(release), "--others", "false")
     assert result.returncode == 0, result.stderr
-    assert [line.split()[1] for line in result.stdout.splitlines()[2:]] == [
-        "automodel",
-        "sentence_transformers",
-        "onnxruntime",
-    ]
-    assert read_json(release / FILE_NAME)["files"] == read_json(release_folder / FILE_NAME)["files"]
+    table = {line.split("|")[1].strip(): line for line in result.stdout.splitlines() if line.startswith("| ")}
+    for client in ("automodel 5", "sentence_transformers 6", "onnxruntime 1"):
+        (line,) = [line for name, line in table.items() if name.startswith(client)]
+        assert "1.000000" in line
+    for client in ("fastembed", "transformers.js", "automodel, remote code"):
+        assert table[client] == f"| {client} | not installed |  |  |"
+    for server in ("vLLM", "text-embeddings-inference", "llama.cpp"):
+        assert f"{server}, not run: the fields that it reads are right" in result.stdout
+    card = (release / "README.md").read_text()
+    assert card.startswith("before\n\n## Do all clients agree?\n\n| client |")
+    assert card.endswith("|  |  |\n\n## Limits\n\nnone\n")
+    clients = read_json(release / FILE_NAME)["clients"]
+    assert {entry["client"] for entry in clients} == {"automodel", "sentence_transformers", "onnxruntime"}
     assert set(check_verification(release)) == set(check_verification(release_folder))
+
+
+def test_verify_of_clients_that_disagree_prints_the_table_and_exits_with_1(
+    release_folder: Path, tmp_path: Path
+) -> None:
+    release = Path(shutil.copytree(release_folder, tmp_path / "release"))
+    (release / "onnx" / "model.onnx").write_bytes(b"no graph")
+    result = run("verify", str(release), "--others", "false")
+    assert result.returncode == 1
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("| onnxruntime")]
+    assert "cannot load release" in line
+    assert "| sentence_transformers 6" in result.stdout
+    assert "clients disagree" in result.stderr
+    assert not (release / FILE_NAME).exists()
 
 
 def test_release_of_something_else_is_one_sentence(tmp_path: Path) -> None:
@@ -65,5 +87,10 @@ def test_what_is_missing_or_contradicts_itself_is_named() -> None:
         parsed(AdoptRecipe, "adopt", ["facebook/drama-base", "--out", "OUT"], "model")
     with pytest.raises(RecipeError, match="lacks fp32"):
         parsed(ReleaseRecipe, "release", ["RETRIEVER", "--out", "OUT", "--onnx", "fp16"], "retriever")
+    with pytest.raises(RecipeError, match="pass --name Llama-small"):
+        words = ["RETRIEVER", "--out", "work/small", "--license", "llama3.2"]
+        parsed(ReleaseRecipe, "release", words, "retriever")
+    named = parsed(ReleaseRecipe, "release", [*words, "--name", "owner/Llama-small"], "retriever")
+    assert named.name == "owner/Llama-small"
     with pytest.raises(RecipeError, match="owner/name"):
         parsed(PublishRecipe, "publish", ["RELEASE", "name"], "release", "repo")

@@ -20,20 +20,23 @@ from drama_models.errors import ModelFolderError
 from drama_models.model_folder import read_json
 from drama_models.provenance import chain, read_provenance
 from drama_models.sample_texts import SAMPLE_TEXTS
+from export.client_environments import CLIENTS, CLIENTS_FOLDER, Client, this_environment
 from export.release import ReleaseRecipe, release
 from export.to_onnx import write_onnx
-from export.verify import CLIENTS, NEEDED, largest_difference, verify
+from export.verify import largest_difference, verify
 from tests.conftest import TEXTS
 
 STOCK_CLIENT = Path(__file__).parent / "stock_client.py"
+HERE = [client for client in CLIENTS if this_environment().version(client)]
 
 
-@pytest.mark.parametrize("client", NEEDED)
-def test_stock_client_agrees_with_our_encoder(client: str, release_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("client", HERE, ids=lambda client: client.name)
+def test_stock_client_agrees_with_our_encoder(client: Client, release_folder: Path, tmp_path: Path) -> None:
     texts = [*SAMPLE_TEXTS, *TEXTS[:20]]
-    (tmp_path / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-    script, target = CLIENTS / f"{client}.py", tmp_path / "vectors.npy"
-    command = [sys.executable, str(STOCK_CLIENT), str(script), str(release_folder), str(tmp_path / "texts.json")]
+    batches = tmp_path / "batches.json"
+    batches.write_text(json.dumps([texts[:15], texts[15:17], texts[17:]]), encoding="utf-8")
+    script, target = CLIENTS_FOLDER / client.script, tmp_path / "vectors.npy"
+    command = [sys.executable, str(STOCK_CLIENT), str(script), str(release_folder), str(batches)]
     subprocess.run([*command, str(target)], check=True, cwd=tmp_path, capture_output=True)
     theirs = np.load(target, allow_pickle=False)
     for runtime in ("torch", "onnx"):
@@ -97,7 +100,7 @@ def test_card_is_written_from_the_provenance_chain(release_folder: Path) -> None
         for entry in stage["inputs"].values():
             assert entry["sha256"][:12] in card
     parity = record["figures"]["parity"]
-    assert {entry["client"] for entry in parity} == set(NEEDED)
+    assert {entry["client"] for entry in parity} == {client.name for client in HERE}
     assert all(f"{entry['largest_difference']:.1e}" in card for entry in parity)
     assert card.startswith("---\n")
     assert "license: apache-2.0" in card

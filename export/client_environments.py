@@ -1,0 +1,123 @@
+"""Which clients there are to compare, what each needs, and the environments that they are found in.
+
+Clients exclude one another: transformers 4 and 5 cannot be installed together, nor can optimum-onnx or FastEmbed beside
+what this project pins. So they are looked for in this environment and in a second one, `.venv-compat` (`make compat`),
+or wherever COMPAT_PYTHON points; transformers.js in `node_modules` of the second one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+
+CLIENTS_FOLDER = Path(__file__).parent / "clients"
+COMPAT_VARIABLE = "COMPAT_PYTHON"
+COMPAT_FOLDER = Path(__file__).parents[1] / ".venv-compat"
+NODE_PACKAGE = "@huggingface/transformers"
+LIST_PACKAGES = """
+import json
+from importlib import metadata
+print(json.dumps({found.metadata["Name"]: found.version for found in metadata.distributions()}))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """A tool that loads release folders, as one script in `clients/` uses it."""
+
+    name: str
+    """In the table."""
+    script: str
+    needs: dict[str, str]
+    """Packages and the versions of them that will do; the first one's version is shown."""
+    argument: str = ""
+    """The script's last word."""
+    graphs: bool = False
+    """Whether each graph of the folder has its turn."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where clients are installed."""
+
+    command: tuple[str, ...]
+    """That runs a script there."""
+    packages: dict[str, str] = field(default_factory=dict)
+    """Version by name, in lower case with hyphens."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Environment variables that scripts need there."""
+
+    def version(self, client: Client) -> str | None:
+        """Version of a client's package; None where it, or something it needs, is not installed."""
+        found = [self.packages.get(name) for name in client.needs]
+        fitting = zip(client.needs.values(), found, strict=True)
+        if not all(version and SpecifierSet(wanted, prereleases=True).contains(version) for wanted, version in fitting):
+            return None
+        return found[0]
+
+
+TORCH = {"torch": ""}
+CLIENTS = (
+    Client(name="automodel", script="automodel.py", needs={"transformers": ">=5.2"} | TORCH),
+    Client(
+        name="automodel, remote code",
+        script="automodel.py",
+        argument="remote-code",
+        needs={"transformers": "<5.2"} | TORCH,
+    ),
+    Client(
+        name="sentence_transformers",
+        script="sentence_transformers.py",
+        needs={"sentence-transformers": ">=5", "transformers": ">=5.2"} | TORCH,
+    ),
+    Client(
+        name="sentence_transformers, remote code",
+        script="sentence_transformers.py",
+        argument="remote-code",
+        needs={"sentence-transformers": ">=5", "transformers": "<5"} | TORCH,
+    ),
+    Client(
+        name="sentence_transformers, onnx",
+        script="sentence_transformers.py",
+        argument="onnx",
+        needs={"sentence-transformers": ">=5", "optimum-onnx": "", "onnxruntime": ""},
+    ),
+    Client(name="onnxruntime", script="onnxruntime.py", needs={"onnxruntime": "", "tokenizers": ""}, graphs=True),
+    Client(name="openvino", script="openvino.py", needs={"openvino": "", "tokenizers": ""}, graphs=True),
+    Client(name="fastembed", script="fastembed.py", needs={"fastembed": ""}, graphs=True),
+    Client(name="transformers.js", script="transformers_js.mjs", needs={NODE_PACKAGE: ">=3"}, graphs=True),
+)
+
+
+def this_environment() -> Environment:
+    """The one that runs now."""
+    return Environment((sys.executable,), _by_name({found.name: found.version for found in metadata.distributions()}))
+
+
+def all_environments() -> list[Environment]:
+    """The one that runs now, the second one if it is there, and node's packages in it."""
+    python = Path(os.environ.get(COMPAT_VARIABLE, COMPAT_FOLDER / "bin" / "python"))
+    if not python.is_file():
+        return [this_environment()]
+    listed = subprocess.run([str(python), "-c", LIST_PACKAGES], capture_output=True, text=True, check=False)  # noqa: S603
+    packages = _by_name(json.loads(listed.stdout)) if listed.returncode == 0 else {}
+    found = [this_environment(), Environment((str(python),), packages)]
+    node, modules = shutil.which("node"), python.parents[1] / "node_modules"
+    package = modules / NODE_PACKAGE / "package.json"
+    if node and package.is_file():
+        version = json.loads(package.read_text(encoding="utf-8"))["version"]
+        found.append(Environment((node,), {NODE_PACKAGE: version}, {"NODE_MODULES": str(modules)}))
+    return found
+
+
+def _by_name(packages: dict[str, str]) -> dict[str, str]:
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in packages.items() if name}

@@ -1,0 +1,33 @@
+"""`python -m export verify` with the clients of both environments: `make compat`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drama_models.model_folder import read_json
+from export.client_environments import CLIENTS, COMPAT_VARIABLE
+from export.to_onnx import write_onnx
+
+ROOT = Path(__file__).parents[2]
+NEEDS_NODE = "transformers.js"
+
+
+@pytest.mark.skipif(COMPAT_VARIABLE not in os.environ, reason="needs the second environment that `make compat` makes")
+def test_every_client_computes_our_vectors_on_200_texts(release_folder: Path, tmp_path: Path) -> None:
+    release = Path(shutil.copytree(release_folder, tmp_path / "release"))
+    write_onnx(release, "fp16")
+    command = [sys.executable, "-m", "export", "verify", str(release)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = {entry["client"] for entry in read_json(release / "verification.json")["clients"]}
+    wanted = {client.name for client in CLIENTS}
+    if shutil.which("npm") is None:
+        wanted.remove(NEEDS_NODE)
+    half = {f"{client.name}, model_fp16" for client in CLIENTS if client.graphs and client.name in wanted}
+    assert found == wanted | half
