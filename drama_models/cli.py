@@ -17,7 +17,7 @@ from drama_models.bm25 import BM25
 from drama_models.bulk import encode_shards, read_manifest, read_shards
 from drama_models.collection import Collection
 from drama_models.encoder import Encoder
-from drama_models.errors import DramaError, IndexFolderError
+from drama_models.errors import CollectionError, DramaError, IndexFolderError
 from drama_models.evaluation import evaluate as evaluate_run
 from drama_models.evaluation import write_run
 from drama_models.index import Index, ModelIdentity
@@ -88,7 +88,11 @@ def search(options: argparse.Namespace) -> Answer:
 
 
 def evaluate(options: argparse.Namespace) -> Answer:
-    """nDCG@10, Recall@100, MRR@10 and MAP of a model on a collection, by exact search."""
+    """nDCG@10, Recall@100, MRR@10 and MAP of a model on a collection, by exact search, or on tasks of mteb."""
+    if options.mteb:
+        return _evaluate_on_mteb(options)
+    if options.collection is None:
+        raise CollectionError("Pass a BEIR folder, or names of tasks with --mteb.")
     collection = Collection(options.collection)
     qrels, queries = collection.qrels(options.split), collection.queries()
     encoder = _encoder(options)
@@ -105,6 +109,14 @@ def evaluate(options: argparse.Namespace) -> Answer:
     figures = evaluate_run(run, qrels, drop_identical_ids=options.drop_identical_ids)
     text = "\n".join(f"{name:12} {value:.4f}" for name, value in figures.items())
     return Answer(figures | {"queries": len(qrels), "documents": len(documents)}, text)
+
+
+def _evaluate_on_mteb(options: argparse.Namespace) -> Answer:
+    from drama_models.mteb_encoder import evaluate_on_mteb
+
+    figures = evaluate_on_mteb(_encoder(options), options.model, options.mteb, split=options.split)
+    lines = [f"{task} {name:12} {value:.4f}" for task, scores in figures.items() for name, value in scores.items()]
+    return Answer(figures, "\n".join(lines))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,7 +171,8 @@ def _parser() -> argparse.ArgumentParser:
     searching.add_argument("--model", help="model folder or hub name; default: the one the index was built with")
     evaluating = command(evaluate)
     evaluating.add_argument("model", help="model folder or hub name")
-    evaluating.add_argument("collection", type=Path, help="BEIR folder")
+    evaluating.add_argument("collection", type=Path, nargs="?", help="BEIR folder")
+    evaluating.add_argument("--mteb", nargs="+", metavar="TASK", help="tasks of mteb instead, by name, or BEIR folders")
     evaluating.add_argument("--split", default="test", help="judgements to use; default: test")
     evaluating.add_argument("-k", "--k", type=int, default=100, help="hits for each query; default: 100")
     evaluating.add_argument("--drop-identical-ids", action="store_true", help="as ArguAna and Quora need it")
