@@ -11,6 +11,7 @@
     ├── DimensionError (ValueError)             an embedding size that the model does not have
     ├── CollectionError (ValueError)            a collection, run or example file is malformed
     ├── IndexFolderError (ValueError)           an index folder is damaged, or belongs to another model
+    ├── IndexKindError (ValueError)             a kind of index that there is not, or that does not suit the vectors
     ├── RecipeError (ValueError)                a recipe has an unknown or wrong field
     ├── CorpusError (ValueError)                a text corpus is empty or does not fit the model
     ├── ShapeError (ValueError)                 a pruning target that the source model cannot be cut to
@@ -70,6 +71,10 @@ class CollectionError(DramaError, ValueError):
 
 class IndexFolderError(DramaError, ValueError):
     """An index folder is damaged, or was built with another model."""
+
+
+class IndexKindError(DramaError, ValueError):
+    """A kind or setting of an index that there is not, or that does not suit its vectors."""
 
 
 class RecipeError(DramaError, ValueError):

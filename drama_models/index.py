@@ -1,30 +1,36 @@
-"""An index on disk: vectors in FAISS, ids, and a manifest that says which model they belong to.
+"""An index of documents: vectors in one of five kinds, ids, and the model that they belong to.
 
-Written to a temporary folder and renamed. FAISS files are only read after their SHA-256 has been compared with the
-manifest's, since reading a damaged or foreign one is unsafe.
+Vectors that are added wait, memory-mapped if they were, until the first search or save: a kind that learns from them
+then learns from all of them. What is added to an index that stands goes into it at once. A removed document is masked,
+and left out of the files where its kind can; the others keep it, masked, until the index is built again.
 """
 
 from __future__ import annotations
 
-import json
+import warnings
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drama_models.errors import IndexFolderError
-from drama_models.folders import atomic_folder, sha256_of_file
+from drama_models.errors import IndexFolderError, IndexKindError
+from drama_models.index_build import build_store
+from drama_models.index_folder import IndexFiles, read_index, write_index
+from drama_models.index_kinds import chosen_kind, tuned
+from drama_models.index_rows import NONE, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from drama_models.encoder import Encoder
+    from drama_models.index_kinds import Kind
+    from drama_models.index_stores import Store
 
-MANIFEST, VECTORS, IDS = "manifest.json", "index.faiss", "ids.json"
-FORMAT = 1
+BEYOND_RANGES = 0.01  # share of numbers
+WHOLE_VECTORS = ("flat", "hnsw")  # kinds that keep every number of a vector
 
 
 @dataclass(frozen=True)
@@ -43,34 +49,62 @@ class ModelIdentity:
 
 
 class Index:
-    """Exact inner-product search over document vectors.
+    """Inner-product search over document vectors.
 
     Args:
         dim: size of the vectors.
         model: whose vectors they are; None accepts any encoder.
         collection: folder whose texts the ids belong to, for showing hits; optional.
+        kind: "flat" (exact), "int8", "binary", "hnsw" or "ivf_pq", or one of `index_kinds` with its settings; which to
+            use when is in docs/search.md.
+        settings: of the kind, by name.
+
+    Raises:
+        IndexKindError: no such kind or setting.
     """
 
-    def __init__(self, dim: int, model: ModelIdentity | None = None, collection: str | None = None) -> None:
-        import faiss
-
+    def __init__(
+        self,
+        dim: int,
+        model: ModelIdentity | None = None,
+        collection: str | None = None,
+        *,
+        kind: str | Kind = "flat",
+        **settings: Any,
+    ) -> None:
         self.dim, self.model, self.collection = dim, model, collection
-        self.ids: list[str] = []
+        self.kind: Kind = chosen_kind(kind, settings)
+        self._keys: list[str | None] = []  # document id of each row, None for a removed one
         self._positions: dict[str, int] = {}
-        self._faiss: Any = faiss.IndexFlatIP(dim)
+        self._waiting = Rows(dim, np.float32)
+        self._store: Store | None = None
+        self._mask: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._positions)
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the documents, in the order they were added."""
+        return [key for key in self._keys if key is not None]
+
+    @property
+    def removed(self) -> int:
+        """Removed documents that still take room; with `hnsw` and `ivf_pq`, until the index is built again."""
+        return len(self._keys) - len(self._positions)
 
     def add(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Add documents.
 
         Args:
-            ids: one for each vector, not yet in the index.
-            vectors: (number of documents, dim), float32.
+            ids: one for each vector, not in the index.
+            vectors: (number of documents, dim), float32. Read-only memory maps, such as those of `read_shards`, are not
+                copied before the index is searched or saved, and by `flat` not at all.
 
         Raises:
             ValueError: another number or size of vectors, a vector that is not finite, or an id that is there already.
+
+        A `UserWarning` says when eight bits do not reach: too many numbers beyond those of the first documents.
         """
         if vectors.shape != (len(ids), self.dim):
             raise ValueError(f"Expected vectors of shape {(len(ids), self.dim)}, found {vectors.shape}.")
@@ -82,82 +116,124 @@ class Index:
             raise ValueError(
                 f"Document id {(known or [_first_repeated(ids)])[0]!r} is in the index already; ids must be unique."
             )
-        self._positions |= {key: len(self.ids) + offset for offset, key in enumerate(ids)}
-        self.ids.extend(ids)
-        self._faiss.add(np.ascontiguousarray(vectors, dtype=np.float32))
+        if self._store is None:
+            self._waiting.append(vectors)
+        else:
+            _check_ranges(vectors, self._store.ranges)
+            self._store.add(np.asarray(vectors, dtype=np.float32))
+        self._positions |= {key: len(self._keys) + offset for offset, key in enumerate(ids)}
+        self._keys.extend(ids)
+        self._mask = None
+
+    def remove(self, ids: Iterable[str]) -> None:
+        """Remove documents: they are not found any more, and their ids can be added again.
+
+        Args:
+            ids: documents in the index; each at most once.
+
+        Raises:
+            KeyError: one that is not there; then none is removed.
+        """
+        leaving = list(ids)
+        absent = [key for key in leaving if key not in self._positions]
+        if absent or len(set(leaving)) != len(leaving):
+            raise KeyError(f"Document {(absent or [_first_repeated(leaving)])[0]!r} is not in the index, or no longer.")
+        for key in leaving:
+            self._keys[self._positions.pop(key)] = None
+        self._mask = None
+
+    def tune(self, **settings: int) -> None:
+        """Change settings of the search: `search_width` of hnsw, `probes` and `candidates` of ivf_pq, and so on.
+
+        Raises:
+            IndexKindError: a setting that this kind does not have, or that is part of the finished index.
+        """
+        self.kind = tuned(self.kind, settings)
+        if self._store is not None:
+            self._store.kind = self.kind
 
     def search(self, queries: NDArray[np.float32], k: int = 10) -> list[list[tuple[str, float]]]:
         """Best documents of each query.
 
         Args:
             queries: (number of queries, dim), float32.
-            k: hits for each query; fewer where the index is smaller.
+            k: hits for each query; fewer where the index is smaller, or where a kind that is not exact finds no more.
 
         Returns:
-            For each query (document id, inner product), best first.
+            For each query (document id, inner product), best first. The product is exact with `flat` and `hnsw`, of
+            the rounded vectors with the others.
 
         Raises:
             ValueError: queries of another size, or `k` below 1.
+            IndexKindError: too few documents for a kind that learns from them.
         """
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise ValueError(f"Expected queries of shape (n, {self.dim}), found {queries.shape}.")
         if k < 1:
             raise ValueError(f"k={k} must be at least 1.")
-        if not self.ids or not len(queries):
+        if not len(self) or not len(queries):
             return [[] for _ in queries]
-        scores, rows = self._faiss.search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(self.ids)))
+        contiguous = np.ascontiguousarray(queries, dtype=np.float32)
+        scores, rows = self._built().search(contiguous, min(k, len(self)), self._alive())
         return [
-            [(self.ids[row], float(score)) for row, score in zip(*hits, strict=True)]
+            [(str(self._keys[row]), float(score)) for row, score in zip(*hits, strict=True) if row != NONE]
             for hits in zip(rows, scores, strict=True)
         ]
 
     def vectors(self) -> NDArray[np.float32]:
-        """The stored vectors in the order of `ids`, (number of documents, dim), float32."""
-        stored: NDArray[np.float32] = self._faiss.reconstruct_n(0, len(self.ids))
-        return stored
+        """The stored vectors in the order of `ids`, (number of documents, dim), float32; as the kind keeps them."""
+        alive = self._alive()
+        every = self._built().vectors()
+        return every if alive is None else every[alive]
+
+    def rebuilt(self, kind: str | Kind | None = None, **settings: Any) -> Index:
+        """The same documents in an index of another kind, or of the same without what was removed.
+
+        Raises:
+            IndexKindError: this kind keeps rounded vectors, which another one would round again.
+        """
+        if self.kind.name not in WHOLE_VECTORS:
+            raise IndexKindError(
+                f"An index of kind {self.kind.name} keeps rounded vectors; build the other one from a folder of "
+                f"`drama encode`, or from an index that keeps them whole: {', '.join(WHOLE_VECTORS)}."
+            )
+        other = Index(self.dim, self.model, self.collection, kind=self.kind if kind is None else kind, **settings)
+        other.add(self.ids, self.vectors())
+        return other
 
     def save(self, folder: str | Path) -> None:
-        """Write the index, complete or not at all; an index that was there is replaced as a whole."""
-        import faiss
+        """Write the index, complete or not at all; an index that was there is replaced as a whole.
 
-        with atomic_folder(folder) as partial:
-            faiss.write_index(self._faiss, str(partial / VECTORS))
-            (partial / IDS).write_text(json.dumps(self.ids, ensure_ascii=False), encoding="utf-8")
-            manifest = {
-                "format": FORMAT,
-                "kind": "flat",
-                "metric": "inner_product",
-                "dim": self.dim,
-                "count": len(self.ids),
-                "model": asdict(self.model) if self.model else None,
-                "collection": self.collection,
-                "sha256": {name: sha256_of_file(partial / name) for name in (VECTORS, IDS)},
-            }
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        Raises:
+            IndexKindError: too few documents for a kind that learns from them.
+        """
+        files = IndexFiles(
+            dim=self.dim,
+            kind=self.kind,
+            keys=self._keys,
+            store=self._built(),
+            model=asdict(self.model) if self.model else None,
+            collection=self.collection,
+        )
+        write_index(folder, files, self._alive())
 
     @classmethod
-    def load(cls, folder: str | Path) -> Index:
-        """Open an index that `save` wrote.
+    def load(cls, folder: str | Path, *, verify: bool = True) -> Index:
+        """Open an index that `save` wrote; its vectors stay on disk, memory-mapped, until they are read.
+
+        Args:
+            folder: of the index.
+            verify: compare the hashes of all files. False leaves out the rows of vectors, about a second for each GiB;
+                files of faiss are always compared, since reading a damaged or foreign one is unsafe.
 
         Raises:
             IndexFolderError: no index there, another format, or a file that is not the one that was written.
         """
-        import faiss
-
-        manifest = _read_manifest(Path(folder))
-        for name, expected in manifest["sha256"].items():
-            path = Path(folder) / Path(name).name
-            if not path.is_file() or sha256_of_file(path) != expected:
-                raise IndexFolderError(
-                    f"{path} is not the file that was written; rebuild the index with `drama index`."
-                )
-        model = ModelIdentity(**manifest["model"]) if manifest["model"] else None
-        index = cls(manifest["dim"], model, manifest["collection"])
-        index.ids = json.loads((Path(folder) / IDS).read_text(encoding="utf-8"))
-        index._positions = {key: position for position, key in enumerate(index.ids)}
-        index._faiss = faiss.read_index(str(Path(folder) / VECTORS))
-        if not (index._faiss.ntotal == len(index.ids) == manifest["count"]) or index._faiss.d != index.dim:
-            raise IndexFolderError(f"{folder} does not fit its manifest; rebuild the index with `drama index`.")
+        files = read_index(folder, verify=verify)
+        model = ModelIdentity(**files.model) if files.model else None
+        index = cls(files.dim, model, files.collection, kind=files.kind)
+        index._keys, index._store = files.keys, files.store
+        index._positions = {key: row for row, key in enumerate(files.keys) if key is not None}
         return index
 
     def check_encoder(self, encoder: Encoder) -> None:
@@ -178,19 +254,30 @@ class Index:
                 "space. Use the model it was built with, or rebuild it with `drama index`."
             )
 
+    def _built(self) -> Store:
+        """The store, made of the waiting vectors if it is not there yet."""
+        if self._store is None:
+            self._store = build_store(self.kind, self._waiting)
+            self._waiting = Rows(self.dim, np.float32)
+        return self._store
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        readable = manifest["format"] == FORMAT and set(manifest["sha256"]) == {VECTORS, IDS}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise IndexFolderError(f"{folder} is not an index; build one with `drama index`.") from None
-    if not readable:
-        raise IndexFolderError(
-            f"{folder} has index format {manifest['format']}, this version reads {FORMAT}; rebuild it."
+    def _alive(self) -> NDArray[np.bool_] | None:
+        """False for the rows of removed documents; None where there are none."""
+        if self._mask is None and self.removed:
+            self._mask = np.fromiter((key is not None for key in self._keys), dtype=bool, count=len(self._keys))
+        return self._mask
+
+
+def _check_ranges(vectors: NDArray[np.float32], ranges: NDArray[np.float32] | None) -> None:
+    if ranges is None or not len(vectors):
+        return
+    beyond = float(((vectors < ranges[0]) | (vectors > ranges[1])).mean())
+    if beyond > BEYOND_RANGES:
+        warnings.warn(
+            f"{beyond:.0%} of the numbers lie beyond the range that this index keeps in eight bits, that of the "
+            "documents before its first search or save; build it again over all of them.",
+            stacklevel=3,
         )
-    return manifest
 
 
 def _first_repeated(ids: Sequence[str]) -> str:
