@@ -1,20 +1,28 @@
-"""BM25 through the bm25s package: the baseline of every report, and the teacher that gives hard negatives."""
+"""BM25 through the bm25s package: the baseline of every report, and the teacher that gives hard negatives.
+
+Saved, it is a folder of bm25s' own arrays and JSON, memory-mapped when it is opened, with the ids, the language and the
+SHA-256 of every file in `bm25.json`; no pickle. An index folder may hold one as `bm25`.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drama_models.errors import MissingExtraError
+from drama_models.errors import IndexFolderError, MissingExtraError
+from drama_models.folders import atomic_folder, sha256_of_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
+FOLDER, MANIFEST, IDS = "bm25", "bm25.json", "ids.json"
 GROUP_SIZE = 64
 WORD = re.compile(r"\w+")
 # Lucene's English stop words, those of Anserini's BM25 baselines.
@@ -39,24 +47,50 @@ class BM25:
     """
 
     def __init__(self, documents: Iterable[tuple[str, str]], language: str = "en") -> None:
-        try:
-            import bm25s
-            import Stemmer
-        except ImportError:
-            raise MissingExtraError("BM25", "evaluate") from None
         pairs = list(documents)
-        self.ids = np.array([key for key, _ in pairs], dtype=object)
-        self._language = language
-        self._stem = Stemmer.Stemmer("english") if language == "en" else None
-        self._retriever = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
+        self._set_up(np.array([key for key, _ in pairs], dtype=object), language)
+        self._retriever = _bm25s().BM25(method="lucene", k1=0.9, b=0.4)
         corpus = [self.tokens(content) for _, content in pairs]
         self._known = {token for tokens in corpus for token in tokens}
         self._retriever.index(corpus, show_progress=False)
 
+    def save(self, folder: str | Path) -> None:
+        """Write it to a folder, complete or not at all."""
+        with atomic_folder(folder) as partial:
+            self._retriever.save(partial, corpus=None, show_progress=False, allow_pickle=False)
+            (partial / IDS).write_text(json.dumps(self.ids.tolist(), ensure_ascii=False), encoding="utf-8")
+            hashes = {path.name: sha256_of_file(path) for path in sorted(partial.iterdir())}
+            manifest = {"format": 1, "language": self.language, "sha256": hashes}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> BM25:
+        """Open what `save` wrote; its scores stay on disk, memory-mapped.
+
+        Raises:
+            IndexFolderError: nothing there, or a file that is not the one that was written.
+            MissingExtraError: bm25s or PyStemmer is not installed.
+        """
+        folder = Path(folder)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            language, hashes = str(manifest["language"]), dict(manifest["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise IndexFolderError(f"{folder} holds no BM25; make it with `drama index ... --bm25`.") from None
+        for name, expected in hashes.items():
+            path = folder / Path(name).name
+            if not path.is_file() or sha256_of_file(path) != expected:
+                raise IndexFolderError(f"{path} is not the file that was written; make it anew with `drama index`.")
+        loaded = cls.__new__(cls)
+        loaded._set_up(np.array(json.loads((folder / IDS).read_text(encoding="utf-8")), dtype=object), language)
+        loaded._retriever = _bm25s().BM25.load(folder, mmap=True, allow_pickle=False, load_corpus=False)
+        loaded._known = set(loaded._retriever.vocab_dict)
+        return loaded
+
     def tokens(self, text: str) -> list[str]:
         """The terms of a text, in order."""
         lowered = text.lower()
-        if self._language in UNSPACED_LANGUAGES:
+        if self.language in UNSPACED_LANGUAGES:
             # letters, vowel signs and digits; `\w` would split Thai at every vowel sign
             kept = "".join(sign if unicodedata.category(sign)[0] in "LMN" else " " for sign in lowered)
             return [term for run in RUN.findall(kept) for term in _pairs(run)]
@@ -69,6 +103,13 @@ class BM25:
     def search(self, queries: Sequence[str], k: int = 10) -> list[list[tuple[str, float]]]:
         """Best documents of each query with their scores, best first; only documents with a score above zero."""
         return [self._search_one(query, k) for query in queries]
+
+    def _set_up(self, ids: NDArray[np.object_], language: str) -> None:
+        self.ids, self.language = ids, language
+        _bm25s()  # says what is missing before anything is read
+        import Stemmer
+
+        self._stem = Stemmer.Stemmer("english") if language == "en" else None
 
     def _search_one(self, query: str, k: int) -> list[tuple[str, float]]:
         terms = [term for term in self.tokens(query) if term in self._known]
@@ -99,3 +140,12 @@ def _pairs(run: str) -> list[str]:
     if run.isascii() or len(run) == 1:
         return [run]
     return [run[start : start + 2] for start in range(len(run) - 1)]
+
+
+def _bm25s() -> Any:
+    try:
+        import bm25s
+        import Stemmer  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("BM25", "evaluate") from None
+    return bm25s

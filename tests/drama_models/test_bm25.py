@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from drama_models import BM25
+from drama_models.errors import IndexFolderError
+from tests.conftest import TEXTS
 
 DOCUMENTS = {
     "a": "the cat sat on the mat",
@@ -75,3 +78,25 @@ def test_of_many_documents_the_best_are_those_of_a_full_sort_with_ties_in_order(
     assert len(everything) < len(documents)
     for k in (0, 1, 5, 40, 100, 1000):
         assert bm25.search(["tide salt wave"], k=k)[0] == everything[:k]
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_saved_and_opened_it_answers_the_same(tmp_path: Path, language: str) -> None:
+    documents = [*((f"d{number}", text) for number, text in enumerate(TEXTS)), ("ja", "経路を探す")]
+    made = BM25(documents, language)
+    made.save(tmp_path / "bm25")
+    again = BM25.load(tmp_path / "bm25")
+    queries = ["digest of the bytes in a file", "経路", "unheard"]
+    assert again.search(queries) == made.search(queries)
+    assert again.search(queries)[0]
+    assert (again.language, again.ids.tolist()) == (language, made.ids.tolist())
+    for path in sorted((tmp_path / "bm25").iterdir()):
+        data = path.read_bytes()
+        if path.name == "bm25.json":
+            continue
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(IndexFolderError, match=f"{path.name} is not the file that was written"):
+            BM25.load(tmp_path / "bm25")
+        path.write_bytes(data)
+    with pytest.raises(IndexFolderError, match="holds no BM25; make it with"):
+        BM25.load(tmp_path)
