@@ -12,12 +12,13 @@ from tqdm import tqdm
 
 from drama_models.batching import budget_batches, windows
 from drama_models.errors import DimensionError, ModelFolderError, TextsCutWarning
+from drama_models.integrity import check_settings, check_weights
 from drama_models.layout import find_folders, find_layouts
-from drama_models.model_folder import fingerprint
+from drama_models.model_folder import ONNX_GRAPH, fingerprint
 from drama_models.pooling import finish
 from drama_models.profile import Profile
 from drama_models.prompts import InContextPrompter, choose_examples, choose_prompt, examples_prefix
-from drama_models.runtimes.choice import load_runtime
+from drama_models.runtimes.choice import load_runtime, why_not_from_safetensors
 from drama_models.tokenisation import TextTokenizer, checked_text, load_tokenizer
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Encoder:
         threads: int | None = None,
         compile: bool = False,  # noqa: A002
         revision: str | None = None,
+        verify: bool = True,
     ) -> Encoder:
         """Load an encoder from a folder or from the hub.
 
@@ -89,6 +91,8 @@ class Encoder:
             threads: of one call of ONNX Runtime; by default the environment's DRAMA_THREADS, else every core.
             compile: let torch.compile fuse what is between matrix products; needs a C++ compiler, and seconds at first.
             revision: branch, tag or commit on the hub.
+            verify: compare the files with the hashes in the folder's `provenance.json`, if it has one. The first time
+                this reads all weights, about a second for each GiB; see `drama_models.integrity`.
 
         Raises:
             ModelFolderError: the folder is incomplete, damaged, or cannot be found.
@@ -98,9 +102,15 @@ class Encoder:
             DeviceError: the runtime does not have this device or precision.
             PrecisionError: int8 would lose too much on this model.
         """
-        query, document = find_layouts(*find_folders(model, document_model, revision))
+        folders = find_folders(model, document_model, revision)
+        if verify:
+            check_settings(*folders)
+        query, document = find_layouts(*folders)
         computing: dict[str, Any] = {"runtime": runtime, "precision": precision, "sample_texts": sample_texts}
         computing |= {"device": device, "threads": threads, "compile": compile}
+        for layout in {query, document} if verify else ():
+            from_graph = runtime == "onnx-file" or why_not_from_safetensors(layout.backbone) is not None
+            check_weights(layout.root, layout.backbone, graph=ONNX_GRAPH if from_graph else None)
         if query is document:
             return cls._load(query, dim, max_length, computing)
         document_encoder = cls._load(document, dim, max_length, computing)

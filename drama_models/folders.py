@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HASH_BLOCK_BYTES = 1 << 20
+CACHE_VARIABLE = "DRAMA_CACHE"
 
 
 @contextmanager
@@ -55,6 +56,13 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """What can be made again is kept here: DRAMA_CACHE, else `drama-models` in the user's cache."""
+    if CACHE_VARIABLE in os.environ:
+        return Path(os.environ[CACHE_VARIABLE])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drama-models"
 
 
 def sha256_of_file(path: str | Path) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drama_models.errors import ModelFolderError
-from drama_models.folders import sha256_of_file
+from drama_models.integrity import known_sha256
 
 FETCHED = ("*.json", "*.safetensors", "onnx/*", "tokenizer*", "*vocab.txt")  # * also matches subfolders
 REFUSED = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
@@ -188,5 +188,5 @@ def fingerprint(folder: Path) -> str:
     weights = weight_files(folder) if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file() else [graph]
     digest = hashlib.sha256()
     for path in (folder / "config.json", tokenizer_file(folder), *weights):
-        digest.update(sha256_of_file(path).encode())
+        digest.update(known_sha256(path).encode())
     return digest.hexdigest()

@@ -1,8 +1,8 @@
 """`provenance.json`: how a folder was made, and from what, all the way back to the source model.
 
 Every stage writes one into the folder it makes: its name, its full recipe, the versions of the packages that shaped the
-result, hashes of the inputs, the measured figures, and the parent folder's own provenance. A model card is written from
-this chain and from nothing else.
+result, hashes of the inputs and of the model files it made, the measured figures, and the parent folder's own
+provenance. A model card is written from this chain and from nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from drama_models.folders import atomic_file, sha256_of_file, sha256_of_folder
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FILE_NAME = "provenance.json"
+FILE_NAME, FILES = "provenance.json", "files"
+RECORDED_SUFFIXES = (".json", ".txt", ".safetensors", ".onnx", ".onnx_data")  # what decides a model's vectors
+NOT_RECORDED = (FILE_NAME, "verification.json")
 RECORDED_PACKAGES = (
     "drama-models",
     "torch",
@@ -41,7 +43,7 @@ def write_provenance(
     figures: dict[str, Any],
     parent: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Write `provenance.json` into a finished folder.
+    """Write `provenance.json` into a finished folder; its model files must not change afterwards.
 
     Args:
         folder: the folder the stage made.
@@ -59,12 +61,20 @@ def write_provenance(
         "recipe": plain_settings(recipe),
         "versions": installed_versions(),
         "inputs": {role: {"name": Path(path).name, "sha256": _hash(path)} for role, path in inputs.items()},
+        FILES: model_files(folder),
         "figures": _plain(figures),
         "parent": read_provenance(parent) if parent is not None else None,
     }
     with atomic_file(Path(folder) / FILE_NAME) as path:
         path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return record
+
+
+def model_files(folder: str | Path) -> dict[str, str]:
+    """Name and SHA-256 of the files below a folder that a model is loaded from; see `drama_models.integrity`."""
+    found = sorted(path for path in Path(folder).rglob("*") if path.suffix in RECORDED_SUFFIXES and path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in found if path.name not in NOT_RECORDED}
+    return {name: sha256_of_file(path) for name, path in names.items()}
 
 
 def plain_settings(recipe: object) -> dict[str, Any]:

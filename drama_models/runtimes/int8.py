@@ -19,10 +19,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from drama_models.errors import ModelFolderError, PrecisionError
-from drama_models.folders import atomic_file
+from drama_models.folders import atomic_file, cache_folder
 from drama_models.hardware import processor_name
 from drama_models.model_folder import weight_files
 from drama_models.runtimes.llama_graph import INT8, INT8_LIMIT, INT8_ZERO, SCALE
@@ -42,6 +40,7 @@ from drama_models.runtimes.packed_graph import WEIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -55,7 +54,6 @@ logger = logging.getLogger(__name__)
 
 MIN_COSINE = 0.995
 FORMAT = 2  # of the cached file; raise it when the conversion changes
-CACHE_VARIABLE = "DRAMA_CACHE"
 SAMPLE_TOKENS = 256  # of a sample text that are read; longer ones would only make the conversion slower
 SMALLEST_SCALE = 1e-30  # of a row of zeros
 
@@ -103,7 +101,7 @@ def open_int8(
     shape, weights = read_llama(folder)
     conversion = Conversion(shape, weights, profile, threads=count)
     tensors: Tensors | MappedWeights | None
-    path = _cache_folder() / f"{_key(folder, profile, texts, min_cosine)}.safetensors"
+    path = cache_folder() / f"{_key(folder, profile, texts, min_cosine)}.safetensors"
     tensors, report = _read(path) or (None, None)
     if tensors is None or report is None:
         logger.info("converting %s to int8, kept in %s from now on", folder, path)
@@ -221,13 +219,6 @@ def quantised_rows(name: str, weight: NDArray[np.float32]) -> Tensors:
     scale = np.maximum(np.abs(weight).max(axis=1), SMALLEST_SCALE).astype(np.float32) / np.float32(INT8_LIMIT)
     whole = (np.rint(weight / scale[:, None]) + INT8_ZERO).astype(np.uint8)
     return {name + INT8: np.ascontiguousarray(whole.T), name + SCALE: scale}
-
-
-def _cache_folder() -> Path:
-    """DRAMA_CACHE, else `drama-models` in the user's cache."""
-    if CACHE_VARIABLE in os.environ:
-        return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drama-models"
 
 
 def _key(folder: Path, profile: Profile, texts: Sequence[str], min_cosine: float) -> str:

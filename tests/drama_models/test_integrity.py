@@ -1,0 +1,97 @@
+"""One flipped byte in a release: an error that names the file, for every kind of file and every runtime."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drama_models import Encoder, integrity
+from drama_models.errors import ModelFolderError
+from drama_models.folders import sha256_of_file
+from drama_models.provenance import model_files, read_provenance
+
+TEXT = "Put two tables together."
+CASES = [
+    *((name, runtime) for runtime in ("onnx", "onnx-file", "torch") for name in ("config.json", "model.safetensors")),
+    *((name, "onnx") for name in ("tokenizer.json", "modules.json", "1_Pooling/config.json")),
+    ("config_sentence_transformers.json", "onnx"),
+    ("onnx/model.onnx", "onnx-file"),
+]
+
+
+@pytest.fixture
+def release(release_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(release_folder, tmp_path / "release"))
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("name", "runtime"), CASES)
+def test_a_flipped_byte_is_an_error_that_names_the_file(release: Path, name: str, runtime: str) -> None:
+    path = release / name
+    size = path.stat().st_size
+    for position in (12, size // 2, size - 2):  # 12: in the header of safetensors
+        flip(path, position)
+        with pytest.raises(ModelFolderError, match=rf"{name} is not the file that was written: .*verify=False"):
+            Encoder.from_pretrained(release, runtime=runtime)  # type: ignore[arg-type]
+        flip(path, position)
+    assert len(Encoder.from_pretrained(release, runtime=runtime).encode_queries(TEXT)) == 1  # type: ignore[arg-type]
+
+
+def test_only_what_is_read_is_compared_and_nothing_where_it_is_switched_off(release: Path) -> None:
+    expected = Encoder.from_pretrained(release).encode_queries(TEXT)
+    flip(release / "onnx" / "model.onnx", 500)
+    np.testing.assert_array_equal(Encoder.from_pretrained(release).encode_queries(TEXT), expected)
+    flip(release / "model.safetensors", -2)
+    changed = Encoder.from_pretrained(release, verify=False).encode_queries(TEXT)
+    assert np.isfinite(changed).all()
+    (release / "provenance.json").unlink()  # a folder from elsewhere
+    np.testing.assert_array_equal(Encoder.from_pretrained(release).encode_queries(TEXT), changed)
+
+
+def test_a_lost_file_and_a_damaged_record_are_said(release: Path) -> None:
+    (release / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(ModelFolderError, match=r"1_Pooling/config\.json is missing, and provenance\.json says"):
+        Encoder.from_pretrained(release)
+    (release / "provenance.json").write_text('{"files": 3}')
+    with pytest.raises(ModelFolderError, match=r"provenance\.json is damaged"):
+        Encoder.from_pretrained(release)
+
+
+def test_the_record_lists_every_model_file_with_its_hash(release_folder: Path) -> None:
+    recorded = (read_provenance(release_folder) or {})["files"]
+    assert recorded == model_files(release_folder)
+    assert {"config.json", "tokenizer.json", "model.safetensors", "onnx/model.onnx"} < set(recorded)
+    assert not {"README.md", "provenance.json", "verification.json"} & set(recorded)
+    assert recorded["config.json"] == sha256_of_file(release_folder / "config.json")
+
+
+def test_a_large_files_hash_is_remembered_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRAMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(integrity, "REMEMBERED_BYTES", 10)
+    monkeypatch.setattr(integrity, "SETTLED_S", -1.0)
+    read: list[str] = []
+    monkeypatch.setattr(integrity, "sha256_of_file", lambda path: read.append(path.name) or sha256_of_file(path))
+    path = tmp_path / "weights"
+    path.write_bytes(b"0123456789")
+    first = integrity.known_sha256(path)
+    assert integrity.known_sha256(path) == first == sha256_of_file(path)
+    assert read == ["weights"]
+    times = path.stat()
+    path.write_bytes(b"0123456780")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # the time of the change itself stays later
+    assert integrity.known_sha256(path) == sha256_of_file(path) != first
+    monkeypatch.setattr(integrity, "SETTLED_S", 3600.0)  # too fresh to be remembered
+    path.write_bytes(b"0123456781")
+    assert integrity.known_sha256(path) == integrity.known_sha256(path) == sha256_of_file(path)
+    assert read == ["weights"] * 4
