@@ -1,7 +1,8 @@
 """Encoding a whole corpus to shards on disk, in constant memory, resumable after a kill at the first missing shard.
 
-OUT/job.json              what the vectors depend on: model, dim, shard size
-OUT/00000.npy             vectors of the first documents, (shard size, dim), float32
+OUT/job.json              what the vectors depend on: model, dim, shard size, precision
+OUT/ranges.npy            for eight bits, of the first documents; see `drama_models.quantisation`
+OUT/00000.npy             vectors of the first documents, (shard size, dim), float32, or codes of another precision
 OUT/00000.json            their ids, and a hash of the texts they were made from; written after the vectors
 OUT/manifest.json         written last: the whole is complete
 """
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -23,6 +26,8 @@ from drama_models.batching import windows
 from drama_models.errors import CollectionError, TextsCutWarning
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.index import ModelIdentity
+from drama_models.progress import format_seconds
+from drama_models.quantisation import EIGHT_BITS, dequantise, quantise, value_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,9 +35,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from drama_models.encoder import Encoder
+    from drama_models.quantisation import EmbeddingPrecision
 
-JOB, MANIFEST = "job.json", "manifest.json"
+JOB, MANIFEST, RANGES = "job.json", "manifest.json", "ranges.npy"
 SHARD_DOCUMENTS = 8192
+RANGES_DOCUMENTS = 2048  # that the ranges of eight bits are taken from
+LINE_EVERY_S = 10.0  # where there is no terminal for a bar
 
 
 def encode_shards(
@@ -41,6 +49,7 @@ def encode_shards(
     out: str | Path,
     *,
     model: ModelIdentity | None = None,
+    precision: EmbeddingPrecision = "float32",
     shard_documents: int = SHARD_DOCUMENTS,
     total: int | None = None,
     show_progress: bool = False,
@@ -52,44 +61,58 @@ def encode_shards(
         documents: id and content of each, in an order that does not change between runs.
         out: folder to fill.
         model: how the model is to be named in the manifest; the encoder's folder by default.
+        precision: what is stored, see `drama_models.quantisation`; the ranges of eight bits are those of the first
+            2,048 documents.
         shard_documents: documents in a shard.
         total: number of documents, if known, for the time left.
-        show_progress: a progress bar on the terminal.
+        show_progress: a progress bar on the terminal; elsewhere a line every ten seconds.
 
     Returns:
         The manifest: model, dim, count, and the shards with their hashes.
 
     Raises:
-        CollectionError: `out` holds vectors of another model, size or shard size.
+        CollectionError: `out` holds vectors of another model, size, precision or shard size.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     identity = model or ModelIdentity.of(encoder)
     job = {"model": asdict(identity), "dim": encoder.dim, "shard_documents": shard_documents}
+    job |= {"precision": precision} if precision != "float32" else {}
     _check_job(out, job)
-    shards = []
-    bar = tqdm(total=total, desc="encode", unit=" documents", disable=None if show_progress else True)
-    with bar, _one_warning_about_cut_texts():
+    shards, ranges = [], None
+    with _Progress(total, shown=show_progress) as progress, _one_warning_about_cut_texts():
         for number, batch in enumerate(windows(documents, shard_documents)):
-            shards.append(_encode_shard(encoder, batch, out, number))
-            bar.update(len(batch))
+            if number == 0 and precision in EIGHT_BITS:
+                ranges = _ranges(encoder, batch, out)
+            shard = _kept_shard(batch, out, number, ranges) or _encode_shard(
+                encoder, batch, out, number, precision, ranges
+            )
+            progress.count(len(batch), encoded=not shard.pop("kept", False))
+            shards.append(shard)
     manifest = job | {"count": sum(shard["count"] for shard in shards), "shards": shards}
     _write_json(out / MANIFEST, manifest)
     return manifest
 
 
 def read_shards(folder: str | Path) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-    """Ids and memory-mapped vectors of each shard, in order.
+    """Ids and vectors of each shard, in order; memory-mapped, or decoded from what is stored in fewer bits.
 
     Raises:
         CollectionError: the encoding was not finished, or a shard is not the one that was written.
     """
     folder = Path(folder)
-    for number, shard in enumerate(read_manifest(folder)["shards"]):
+    manifest = read_manifest(folder)
+    precision, ranges = manifest.get("precision", "float32"), None
+    for number, shard in enumerate(manifest["shards"]):
         vectors, ids = folder / f"{number:05}.npy", folder / f"{number:05}.json"
         if not vectors.is_file() or sha256_of_file(vectors) != shard["sha256"]:
             raise CollectionError(f"{vectors} is not the file that was written; run `drama encode` again.")
-        yield json.loads(ids.read_text(encoding="utf-8"))["ids"], np.load(vectors, mmap_mode="r", allow_pickle=False)
+        if precision in EIGHT_BITS and ranges is None:
+            ranges = _checked_ranges(folder, shard["ranges_sha256"])
+        stored = np.load(vectors, mmap_mode="r", allow_pickle=False)
+        if precision != "float32":
+            stored = dequantise(stored, precision, dim=manifest["dim"], ranges=ranges)
+        yield json.loads(ids.read_text(encoding="utf-8"))["ids"], stored
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -105,18 +128,98 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def _encode_shard(encoder: Encoder, batch: list[tuple[str, str]], out: Path, number: int) -> dict[str, Any]:
+def _kept_shard(
+    batch: list[tuple[str, str]], out: Path, number: int, ranges: NDArray[np.float32] | None
+) -> dict[str, Any] | None:
+    """A shard that is there already, made of these documents and whole."""
     ids, vectors = out / f"{number:05}.json", out / f"{number:05}.npy"
-    source = _hash_of_documents(batch)
-    if ids.is_file() and vectors.is_file():
-        known = json.loads(ids.read_text(encoding="utf-8"))
-        if known["source_sha256"] == source and sha256_of_file(vectors) == known["sha256"]:
-            return {"count": len(batch), "sha256": known["sha256"]}
+    if not ids.is_file() or not vectors.is_file():
+        return None
+    known = json.loads(ids.read_text(encoding="utf-8"))
+    same_ranges = known.get("ranges_sha256") == _hash_of_ranges(ranges).get("ranges_sha256")
+    if not same_ranges or known["source_sha256"] != _hash_of_documents(batch):
+        return None
+    if sha256_of_file(vectors) != known["sha256"]:
+        return None
+    return {"count": len(batch), "sha256": known["sha256"], **_hash_of_ranges(ranges), "kept": True}
+
+
+def _encode_shard(
+    encoder: Encoder,
+    batch: list[tuple[str, str]],
+    out: Path,
+    number: int,
+    precision: EmbeddingPrecision,
+    ranges: NDArray[np.float32] | None,
+) -> dict[str, Any]:
+    ids, vectors = out / f"{number:05}.json", out / f"{number:05}.npy"
+    encoded = encoder.encode_documents([content for _, content in batch])
     with atomic_file(vectors) as partial, partial.open("wb") as file:
-        np.save(file, encoder.encode_documents([content for _, content in batch]), allow_pickle=False)
-    record = {"ids": [key for key, _ in batch], "source_sha256": source, "sha256": sha256_of_file(vectors)}
-    _write_json(ids, record)
-    return {"count": len(batch), "sha256": record["sha256"]}
+        np.save(file, quantise(encoded, precision, ranges), allow_pickle=False)
+    hashes = {"sha256": sha256_of_file(vectors), **_hash_of_ranges(ranges)}
+    _write_json(ids, {"ids": [key for key, _ in batch], "source_sha256": _hash_of_documents(batch), **hashes})
+    return {"count": len(batch), **hashes}
+
+
+def _ranges(encoder: Encoder, batch: list[tuple[str, str]], out: Path) -> NDArray[np.float32]:
+    """Ranges of the first documents; made anew in every run, so that they never belong to other documents.
+
+    Raises:
+        CollectionError: fewer than two documents.
+    """
+    if len(batch) < 2:
+        raise CollectionError("Eight bits need at least two documents, whose ranges they are relative to; use float32.")
+    found = value_ranges(encoder.encode_documents([content for _, content in batch[:RANGES_DOCUMENTS]]))
+    with atomic_file(out / RANGES) as partial, partial.open("wb") as file:
+        np.save(file, found, allow_pickle=False)
+    return found
+
+
+def _checked_ranges(folder: Path, expected: str) -> NDArray[np.float32]:
+    path = folder / RANGES
+    found = np.load(path, allow_pickle=False) if path.is_file() else None
+    if _hash_of_ranges(found).get("ranges_sha256") != expected:
+        raise CollectionError(f"{path} is not the file that was written; run `drama encode` again.")
+    return cast("NDArray[np.float32]", found)
+
+
+def _hash_of_ranges(ranges: NDArray[np.float32] | None) -> dict[str, str]:
+    return {} if ranges is None else {"ranges_sha256": hashlib.sha256(ranges.tobytes()).hexdigest()}
+
+
+class _Progress:
+    """A bar on a terminal, a line every ten seconds elsewhere; the time left counts what was encoded, not kept."""
+
+    def __init__(self, total: int | None, *, shown: bool) -> None:
+        self.total, self.done, self.encoded = total, 0, 0
+        self._bar = tqdm(total=total, desc="encode", unit=" documents", disable=None if shown else True)
+        self._lines = shown and not sys.stderr.isatty()
+        self._began_s = self._said_s = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def count(self, documents: int, *, encoded: bool) -> None:
+        """Another shard is there."""
+        self._bar.update(documents)
+        self.done += documents
+        if not encoded:
+            self._began_s, self.encoded = time.monotonic(), 0
+            return
+        self.encoded += documents
+        if self._lines and time.monotonic() - self._said_s >= LINE_EVERY_S:
+            self._said_s = time.monotonic()
+            print(self._line(), file=sys.stderr, flush=True)  # noqa: T201
+
+    def _line(self) -> str:
+        rate = self.encoded / max(time.monotonic() - self._began_s, 1e-9)
+        words = f"encode {self.done:,} documents | {rate:,.0f} documents/s"
+        if self.total is None:
+            return words
+        return f"{words} | {format_seconds((self.total - self.done) / rate)} left"
 
 
 @contextmanager
@@ -139,7 +242,8 @@ def _check_job(out: Path, job: dict[str, Any]) -> None:
         _write_json(path, job)
         return
     known = json.loads(path.read_text(encoding="utf-8"))
-    differing = [key for key in job if known.get(key) != job[key]]
+    job = {"precision": "float32"} | job
+    differing = [key for key in job if ({"precision": "float32"} | known).get(key) != job[key]]
     if differing:
         raise CollectionError(
             f"{out} holds vectors with another {differing[0]} ({known.get(differing[0])}, not {job[differing[0]]}); "

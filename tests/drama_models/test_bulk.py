@@ -17,6 +17,7 @@ from drama_models import Encoder
 from drama_models.bulk import encode_shards, read_manifest, read_shards
 from drama_models.errors import CollectionError, TextsCutWarning
 from drama_models.folders import sha256_of_folder
+from drama_models.quantisation import EmbeddingPrecision, quantise, value_ranges
 from tests.conftest import TEXTS
 
 DOCUMENTS = [(f"d{number}", text) for number, text in enumerate(TEXTS)]
@@ -91,7 +92,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(encoder: Encoder, release_folder
     encode_shards(encoder, DOCUMENTS, tmp_path / "whole", shard_documents=8)
     killed = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(release_folder), str(killed)])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (killed / "00002.json").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
@@ -114,3 +115,49 @@ def test_vectors_of_another_job_or_damaged_ones_are_refused(
     (tmp_path / "00001.npy").write_bytes(data)
     with pytest.raises(CollectionError, match=r"00001\.npy is not the file that was written"):
         list(read_shards(tmp_path))
+
+
+@pytest.mark.parametrize("precision", ["int8", "ubinary"])
+def test_codes_are_stored_and_come_back_as_vectors(
+    encoder: Encoder, tmp_path: Path, precision: EmbeddingPrecision
+) -> None:
+    manifest = encode_shards(encoder, DOCUMENTS, tmp_path, shard_documents=25, precision=precision)
+    assert manifest["precision"] == precision
+    whole = encoder.encode_documents([text for _, text in DOCUMENTS])
+    stored = np.concatenate([np.load(tmp_path / f"{number:05}.npy") for number in range(4)])
+    expected = quantise(whole, precision, value_ranges(whole[:25]))  # the first shard's
+    assert (stored == expected).mean() > 0.999  # another batch may round a value over the edge of a step
+    assert stored.dtype == expected.dtype
+    back = np.concatenate([vectors for _, vectors in read_shards(tmp_path)])
+    assert (back.shape, back.dtype) == (whole.shape, np.float32)
+    cosines = (back * whole).sum(axis=1) / np.linalg.norm(back, axis=1)
+    assert cosines.min() > (0.98 if precision == "int8" else 0.6)
+    before = sha256_of_folder(tmp_path)
+    (tmp_path / "00001.npy").unlink()  # as if killed before it
+    encode_shards(encoder, DOCUMENTS, tmp_path, shard_documents=25, precision=precision)
+    assert sha256_of_folder(tmp_path) == before
+    with pytest.raises(CollectionError, match=rf"another precision \({precision}, not float32\)"):
+        encode_shards(encoder, DOCUMENTS, tmp_path, shard_documents=25)
+
+
+def test_ranges_of_other_documents_make_every_shard_anew(encoder: Encoder, tmp_path: Path) -> None:
+    encode_shards(encoder, DOCUMENTS[50:] + DOCUMENTS[:50], tmp_path / "one", shard_documents=50, precision="int8")
+    changed = [("new", "Another text."), *DOCUMENTS[51:], *DOCUMENTS[:50]]
+    encode_shards(encoder, changed, tmp_path / "one", shard_documents=50, precision="int8")
+    encode_shards(encoder, changed, tmp_path / "two", shard_documents=50, precision="int8")
+    assert sha256_of_folder(tmp_path / "one") == sha256_of_folder(tmp_path / "two")
+    (tmp_path / "one" / "ranges.npy").write_bytes((tmp_path / "one" / "ranges.npy").read_bytes()[:-1] + b"x")
+    with pytest.raises(CollectionError, match=r"ranges\.npy is not the file that was written"):
+        list(read_shards(tmp_path / "one"))
+    with pytest.raises(CollectionError, match="at least two documents"):
+        encode_shards(encoder, DOCUMENTS[:1], tmp_path / "three", precision="int8")
+
+
+def test_without_a_terminal_lines_say_how_long_is_left(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("drama_models.bulk.LINE_EVERY_S", 0.0)
+    encode_shards(encoder, DOCUMENTS, tmp_path, shard_documents=40, total=len(DOCUMENTS), show_progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" | ")[0] for line in lines] == [f"encode {done} documents" for done in (40, 80, 96)]
+    assert all(" documents/s | " in line and line.endswith("left") for line in lines)
