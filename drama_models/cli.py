@@ -14,19 +14,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drama_models.bm25 import BM25
+from drama_models.bm25 import FOLDER as BM25_FOLDER
 from drama_models.bulk import encode_shards, read_manifest, read_shards
 from drama_models.collection import Collection
 from drama_models.encoder import Encoder
-from drama_models.errors import CollectionError, DramaError, IndexFolderError
+from drama_models.errors import CollectionError, DramaError, IndexFolderError, IndexKindError
 from drama_models.evaluation import evaluate as evaluate_run
 from drama_models.evaluation import write_run
 from drama_models.index import Index, ModelIdentity
+from drama_models.index_folder import IDS as INDEX_IDS
+from drama_models.index_kinds import KINDS, chosen_kind
+from drama_models.quantisation import PRECISIONS
 from drama_models.retriever import Retriever
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from drama_models.collection import Document
+    from drama_models.index_kinds import Kind
+    from drama_models.quantisation import EmbeddingPrecision
 
 SNIPPET_CHARACTERS = 100
 
@@ -41,7 +47,9 @@ class Answer:
 
 def encode(options: argparse.Namespace) -> Answer:
     """Documents of a collection to a folder of vectors; goes on where it was interrupted."""
-    manifest = _encode_collection(_encoder(options), options.model, options.collection, options.out)
+    manifest = _encode_collection(
+        _encoder(options), options.model, options.collection, options.out, precision=options.store
+    )
     text = (
         f"made {options.out}: {manifest['count']:,} vectors of {manifest['dim']}; next: drama index {options.out} INDEX"
     )
@@ -49,35 +57,41 @@ def encode(options: argparse.Namespace) -> Answer:
 
 
 def index(options: argparse.Namespace) -> Answer:
-    """A collection, or the vectors that `drama encode` made, to an index."""
+    """A collection, the vectors that `drama encode` made, or another index, to an index of some kind."""
     out, vectors = options.out, options.source
+    kind = chosen_kind(options.kind, dict(map(_setting, options.set)))
+    if options.bm25 and options.model is None:
+        raise CollectionError(f"--bm25 reads texts, and {vectors} has none; index a collection, with --model.")
     if options.model is not None:
         vectors = out.parent / f".{out.name}.vectors"  # kept until the index is there, so a rerun resumes
         _encode_collection(_encoder(options), options.model, options.source, vectors)
-    manifest = read_manifest(vectors)
-    identity = ModelIdentity(_relative(manifest["model"]["name"], out), manifest["model"]["fingerprint"])
-    built = Index(manifest["dim"], identity, _relative(str(options.source), out) if options.model else None)
-    for ids, rows in read_shards(vectors):
-        built.add(ids, rows)
+    if (vectors / INDEX_IDS).is_file():
+        built = _of_another_index(vectors, out, kind)
+    else:
+        manifest = read_manifest(vectors)
+        identity = ModelIdentity(_relative(manifest["model"]["name"], out), manifest["model"]["fingerprint"])
+        collection = _relative(str(options.source), out) if options.model else None
+        built = Index(manifest["dim"], identity, collection, kind=kind)
+        for ids, rows in read_shards(vectors):
+            built.add(ids, rows)
     built.save(out)
     if options.model is not None:
         shutil.rmtree(vectors)
-    text = f'made {out}: {len(built):,} documents, dim {built.dim}; next: drama search {out} "your question"'
-    return Answer({"out": str(out), "count": len(built), "dim": built.dim}, text)
+    if options.bm25:
+        _bm25(Collection(options.source).documents(), options.bm25).save(out / BM25_FOLDER)
+    made = f"made {out} ({kind.name}): {len(built):,} documents, dim {built.dim}"
+    text = f'{made}; next: drama search {out} "your question"'
+    return Answer({"out": str(out), "count": len(built), "dim": built.dim, "kind": kind.name}, text)
 
 
 def search(options: argparse.Namespace) -> Answer:
     """The best documents for a question."""
-    opened = Index.load(options.index)
+    opened = Index.load(options.index, verify=options.verify)
     name = options.model or (_resolved(opened.model.name, options.index) if opened.model else None)
     if name is None:
         raise IndexFolderError(f"{options.index} does not say which model it belongs to; pass it with --model.")
     options.model, options.dim = name, opened.dim
-    bm25 = None
-    if options.bm25:
-        if opened.collection is None or not (options.index / opened.collection).is_dir():
-            raise IndexFolderError(f"{options.index} does not know its collection, which --bm25 reads; index it again.")
-        bm25 = _bm25(Collection(options.index / opened.collection).documents(), options.bm25)
+    bm25 = _bm25_of(opened, options.index, options.bm25) if options.bm25 else None
     hits = Retriever(_encoder(options), opened, bm25=bm25).search(options.query, options.k, task=options.task)
     texts = _texts(opened, options.index, {document for document, _ in hits})
     records = [
@@ -152,6 +166,12 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--device", help="for torch, such as cuda; default: a GPU if there is one")
         added.add_argument("--max-length", type=int, help="tokens kept of each text; default: the model's limit")
         added.add_argument("--document-model", help="its document encoder, where that is a folder of its own")
+        added.add_argument(
+            "--no-verify",
+            dest="verify",
+            action="store_false",
+            help="do not compare weights and vectors with the hashes that were written; default: compare",
+        )
         added.add_argument("--json", action="store_true", help="print the result as JSON")
         added.add_argument("--verbose", action="store_true", help="say what was chosen automatically")
         return added
@@ -160,10 +180,17 @@ def _parser() -> argparse.ArgumentParser:
     encoding.add_argument("model", help="model folder or hub name")
     encoding.add_argument("collection", type=Path, help="BEIR folder")
     encoding.add_argument("out", type=Path, help="folder of vectors to fill")
+    encoding.add_argument(
+        "--store", choices=PRECISIONS, default="float32", help="numbers that vectors are kept in; default: float32"
+    )
     indexing = command(index)
-    indexing.add_argument("source", type=Path, help="BEIR folder (needs --model), or folder of vectors")
+    indexing.add_argument("source", type=Path, help="BEIR folder (needs --model), folder of vectors, or index")
     indexing.add_argument("out", type=Path, help="index to make")
     indexing.add_argument("--model", help="model folder or hub name")
+    indexing.add_argument("--kind", choices=tuple(KINDS), default="flat", help="see docs/search.md; default: flat")
+    indexing.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the kind, such as links=48"
+    )
     searching = command(search)
     searching.add_argument("index", type=Path, help="folder made by `drama index`")
     searching.add_argument("query", help="the question")
@@ -179,8 +206,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluating.add_argument("--run", type=Path, help="write the ranking to this TREC run file")
     for added in (searching, evaluating):
         added.add_argument("--task", help="named prompt for the query, or an instruction; default: the model's prompt")
+    for added, use in (
+        (indexing, "keep BM25 with the index"),
+        (searching, "fuse with BM25"),
+        (evaluating, "fuse with BM25"),
+    ):
         added.add_argument(
-            "--bm25", nargs="?", const="en", metavar="LANGUAGE", help="fuse with BM25; two-letter language, default: en"
+            "--bm25", nargs="?", const="en", metavar="LANGUAGE", help=f"{use}; two-letter language, default: en"
         )
     for added in (encoding, indexing, evaluating):
         added.add_argument("--dim", type=int, help="coordinates to keep, cut before normalising; default: all")
@@ -195,6 +227,7 @@ def _encoder(options: argparse.Namespace) -> Encoder:
         dim=options.dim,
         max_length=options.max_length,
         device=options.device,
+        verify=options.verify,
     )
 
 
@@ -202,12 +235,47 @@ def _bm25(documents: Iterable[Document], language: str) -> BM25:
     return BM25(((document.id, document.content) for document in documents), language)
 
 
-def _encode_collection(encoder: Encoder, model: str, folder: Path, out: Path) -> dict[str, Any]:
+def _bm25_of(opened: Index, folder: Path, language: str) -> BM25:
+    """The BM25 that is kept with an index, else one made now of its collection."""
+    if (folder / BM25_FOLDER).is_dir():
+        kept = BM25.load(folder / BM25_FOLDER)
+        if kept.language == language:
+            return kept
+    if opened.collection is None or not (folder / opened.collection).is_dir():
+        raise IndexFolderError(f"{folder} does not know its collection, which --bm25 reads; index it again.")
+    warnings.warn(
+        f"BM25 over {len(opened):,} documents is made anew for this search; `drama index --bm25` keeps it.",
+        stacklevel=2,
+    )
+    return _bm25(Collection(folder / opened.collection).documents(), language)
+
+
+def _of_another_index(source: Path, out: Path, kind: Kind) -> Index:
+    """The documents of an index in one of another kind; model and collection are named as seen from there."""
+    built = Index.load(source).rebuilt(kind)
+    if built.model is not None:
+        built.model = ModelIdentity(_relative(_resolved(built.model.name, source), out), built.model.fingerprint)
+    if built.collection is not None:
+        built.collection = _relative(_resolved(built.collection, source), out)
+    return built
+
+
+def _setting(words: str) -> tuple[str, str]:
+    name, equals, value = words.partition("=")
+    if not equals:
+        raise IndexKindError(f"--set {words!r} must be NAME=VALUE, such as --set links=48.")
+    return name, value
+
+
+def _encode_collection(
+    encoder: Encoder, model: str, folder: Path, out: Path, *, precision: EmbeddingPrecision = "float32"
+) -> dict[str, Any]:
     collection = Collection(folder)
     separator = encoder.document_encoder.profile.title_separator
     documents = ((document.id, document.joined(separator)) for document in collection.documents())
     identity = ModelIdentity.of(encoder, model)
-    return encode_shards(encoder, documents, out, model=identity, total=collection.count(), show_progress=True)
+    total = collection.count()
+    return encode_shards(encoder, documents, out, model=identity, precision=precision, total=total, show_progress=True)
 
 
 def _relative(name: str, folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from drama_models import Collection, Encoder, Index, evaluate
 from drama_models.cli import main
 from drama_models.evaluation import read_run
+from drama_models.index_kinds import HNSW
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -76,12 +78,50 @@ def test_a_shorter_dimension_is_used_throughout(
     assert [hit["id"] for hit in found] == [key for key, _ in expected]
 
 
+def test_an_index_of_another_kind_from_vectors_and_from_an_index(
+    my_index: Path, release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors, graph, bits = (str(tmp_path / name) for name in ("vectors", "deep/graph.index", "bits.index"))
+    assert main(["index", str(my_index), graph, "--kind", "hnsw", "--set", "links=8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"out": graph, "count": 96, "dim": 48, "kind": "hnsw"}
+    assert Index.load(graph).kind == HNSW(links=8)
+    assert main(["encode", str(release_folder), str(collection_folder), vectors, "--store", "uint8"]) == 0
+    assert main(["index", vectors, bits, "--kind", "binary", "--set", "rescored_with=float32"]) == 0
+    found = {}
+    for name in (str(my_index), graph, bits):
+        capsys.readouterr()
+        assert main(["search", name, "digest of a file", "-k", "5", "--json", "--no-verify"]) == 0
+        found[name] = json.loads(capsys.readouterr().out)
+    assert [hit["id"] for hit in found[graph]] == [hit["id"] for hit in found[str(my_index)]]
+    assert all(hit["text"] for hit in found[graph])  # model and collection are found from the deeper folder too
+    assert found[bits][0]["score"] == pytest.approx(found[graph][0]["score"], abs=0.01)
+
+
+def test_bm25_is_kept_with_the_index(
+    release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = str(tmp_path / "my.index")
+    assert main(["index", str(collection_folder), index, "--model", str(release_folder), "--bm25"]) == 0
+    answers = []
+    for _ in range(2):
+        capsys.readouterr()
+        assert main(["search", index, "digest of a file", "--bm25", "--json"]) == 0
+        printed = capsys.readouterr()
+        answers.append((json.loads(printed.out), "made anew" in printed.err))
+        shutil.rmtree(tmp_path / "my.index" / "bm25", ignore_errors=True)
+    assert answers[0][0] == answers[1][0]
+    assert [anew for _, anew in answers] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["search", "absent.index", "x"], "absent.index is not an index"),
         (["index", "absent", "out.index", "--model", "absent-model"], "absent-model is not a folder here"),
         (["index", "absent", "out.index"], "absent is not a finished folder of vectors"),
+        (["index", "absent", "out.index", "--kind", "hnsw", "--set", "link=3"], "has no setting 'link'"),
+        (["index", "absent", "out.index", "--set", "links"], "must be NAME=VALUE, such as --set links=48"),
+        (["index", "absent", "out.index", "--bm25"], "--bm25 reads texts, and absent has none"),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_exit_code_2(
