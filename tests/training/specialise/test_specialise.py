@@ -235,7 +235,7 @@ def test_other_settings_are_refused_by_name(made: Path, manuals: Path, retriever
 
 
 def test_nothing_left_after_the_filters_is_one_sentence(
-    made: Path, manuals: Path, retriever_folder: Path, tmp_path: Path
+    made: Path, manuals: Path, judged: Path, retriever_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(made, tmp_path / "zoo")
     labels = tmp_path / "zoo" / "work" / "runs" / "labels.run"
@@ -247,7 +247,7 @@ def test_nothing_left_after_the_filters_is_one_sentence(
     record["outputs"]["work/runs/labels.run"] = sha256_of_file(labels)
     (tmp_path / "zoo" / ".stages" / "labels.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(DramaError, match="passed the filters"):
-        specialise(recipe(manuals, retriever_folder, tmp_path / "zoo"))
+        specialise(recipe(manuals, retriever_folder, tmp_path / "zoo", qrels=judged))
 
 
 def test_the_command_knows_both_spellings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
