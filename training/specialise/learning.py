@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 DEV_PASSAGES = 5000
 EVALUATIONS = 10
 FEWEST_STEPS, FEWEST_QUERIES = 8, 8  # of an epoch, and of a step: few examples make smaller batches, not fewer steps
+LOG_EVERY = 10
 QUERY_TOKENS = 64
 CHUNK_TOKENS = 16384
 WARMUP_SHARE = 0.1
@@ -103,6 +104,7 @@ def train_recipe(recipe: SpecialiseRecipe, folder: RunFolder, model: Encoder, ex
         seed=recipe.seed,
         device=recipe.device,
         cache=folder.work / "cache",
+        log_every=max(1, min(LOG_EVERY, steps // (2 * EVALUATIONS))),
         evaluation=EvaluationRecipe(
             collection=folder.dev, split="dev", every=max(1, steps // EVALUATIONS), patience=recipe.patience
         ),
