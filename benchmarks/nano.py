@@ -24,6 +24,7 @@ from drama_models.collection import Collection
 from drama_models.encoder import Encoder
 from drama_models.evaluation import Run, evaluate_per_query
 from drama_models.index import Index, ModelIdentity
+from drama_models.model_folder import fingerprint
 from drama_models.retriever import Retriever
 
 RESULT = Path("benchmarks/results/nano.json")
@@ -44,7 +45,8 @@ def main() -> int:
     record = {"benchmark": "nano", "command": "python -m benchmarks.nano", "machine": machine_record()}
     size = sum(path.stat().st_size for path in NANO.rglob("*") if path.is_file())
     sizes = {"questions": len(qrels), "documents": len(documents), "folder_bytes": size}
-    write_result(RESULT, record | sizes | speed | {"systems": systems})
+    model = {"model": fingerprint(NANO)}
+    write_result(RESULT, record | model | sizes | speed | {"systems": systems})
     for name, found in systems.items():
         figures = "  ".join(f"{metric} {found[metric]:.3f}" for metric in METRICS)
         p_values = "  ".join(f"p({metric}) {found['p_against_bm25'][metric]:.4f}" for metric in METRICS)

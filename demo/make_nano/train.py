@@ -1,183 +1,154 @@
-"""Training in two stages: the token table as a bag of tokens, then all weights with the transformer layers.
+"""Training: the student's embedding of a text is pulled to the teacher's of the same text, and nothing else.
 
-Both stages minimise the same sum: contrastive in both directions over pairs cut from the documentation, and embedding
-distillation on short texts. A bag of tokens costs a lookup and a mean, so the first stage sees a hundred times as many
-texts in a minute; it is computed as what it is, the Llama without
-layers (`bag_states`), whose layers add almost nothing at the start.
+Batches hold texts of like length, so that little is computed for padding. Weights, Adam's averages and the step are
+kept together in one file, so that a killed run goes on where it was.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from demo.make_nano.prepare import EPS
-from training.encoders import embed
-from training.objectives import Contrastive, Labels
+from drama_models.folders import atomic_file
 from training.objectives.embedding_distillation import embedding_distillation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
-    from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
+    from torch import Tensor
+    from transformers import BertModel
 
     from demo.make_nano.recipe import NanoRecipe
 
-# B = pairs of a step, n = texts with a teacher embedding, D = embedding size, V = entries of the tokenizer
-TABLE_SLOWER = 5  # in the second stage, by how much the table's learning rate is below the layers'
+SORTED_BATCHES = 16  # so many are drawn at once and sorted by length
+ENCODED_AT_ONCE = 32
+KEEP_EVERY = 64  # steps between checkpoints
+WARM_UP = 0.05  # share of the steps
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class Data:
-    """Everything tokenised, without ends."""
+class Taught:
+    """Texts as token ids, ends included, and the teacher's embeddings, (n, D)."""
 
-    queries: list[NDArray[np.int64]]
-    documents: list[NDArray[np.int64]]
-    pairs_of_document: list[list[int]]
-    """Rows of the two above that share a document."""
-    taught: list[NDArray[np.int64]]
-    teacher: Tensor
-    """Their embeddings, centred and projected to our size, (n, D)."""
+    ids: list[NDArray[np.int64]]
+    teacher: NDArray[np.float16]
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one step sees, as token ids."""
-
-    queries: list[Tensor]
-    documents: list[Tensor]
-    taught: list[Tensor]
-    teacher: Tensor
-
-
-def steps_of(data: Data, recipe: NanoRecipe, *, count: int, batch_size: int, document_tokens: int) -> Iterator[Step]:
-    """Batches as a function of the seed: distinct documents, one of its pairs each, and as many taught texts.
-
-    Of the tokens that a document shares with its query, most are taken away: what is left must do by its meaning.
-    """
+def batches_of(lengths: Sequence[int], recipe: NanoRecipe) -> list[NDArray[np.int64]]:
+    """Every text once an epoch, as rows; a function of the seed."""
     generator = np.random.default_rng(recipe.seed)
-    for _ in range(count):
-        rows = [
-            generator.choice(data.pairs_of_document[number])
-            for number in generator.choice(len(data.pairs_of_document), batch_size, replace=False)
-        ]
-        queries = [data.queries[row] for row in rows]
-        documents = [
-            drop_shared(data.documents[row][:document_tokens], query, recipe.word_dropout, generator)
-            for row, query in zip(rows, queries, strict=True)
-        ]
-        taught = generator.choice(len(data.taught), batch_size, replace=False)
-        yield Step(
-            [torch.from_numpy(row) for row in queries],
-            [torch.from_numpy(row) for row in documents],
-            [torch.from_numpy(data.taught[number]) for number in taught],
-            data.teacher[torch.from_numpy(taught)],
-        )
+    batches: list[NDArray[np.int64]] = []
+    for _ in range(recipe.epochs):
+        order = generator.permutation(len(lengths))
+        for start in range(0, len(order), recipe.batch_size * SORTED_BATCHES):
+            group = order[start : start + recipe.batch_size * SORTED_BATCHES]
+            group = group[np.argsort([lengths[row] for row in group], kind="stable")]
+            parts = [group[at : at + recipe.batch_size] for at in range(0, len(group), recipe.batch_size)]
+            batches += [parts[number] for number in generator.permutation(len(parts))]
+    return batches
 
 
-def drop_shared(
-    document: NDArray[np.int64], query: NDArray[np.int64], chance: float, generator: np.random.Generator
-) -> NDArray[np.int64]:
-    """The document without some of the tokens that the query has too; itself where nothing would be left."""
-    kept = document[~(np.isin(document, query) & (generator.random(len(document)) < chance))]
-    return kept if len(kept) else document
+def embed(model: BertModel, ids: Sequence[NDArray[np.int64]]) -> Tensor:
+    """Mean of the last hidden states over each text's tokens, (n, D)."""
+    rows = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in ids], batch_first=True)
+    lengths = torch.tensor([[len(row)] for row in ids])
+    mask = (torch.arange(rows.shape[1]) < lengths).long()  # (n, T)
+    states = model(input_ids=rows, attention_mask=mask).last_hidden_state  # (n, T, D)
+    return (states * mask[..., None]).sum(1) / lengths
 
 
-def loss_of(step: Step, embed_texts: Callable[[Sequence[Tensor]], Tensor], recipe: NanoRecipe) -> Tensor:
-    """Contrastive in both directions, and embedding distillation."""
-    query, document = embed_texts(step.queries), embed_texts(step.documents)  # (B, D) each
-    B = len(query)
-    labels = Labels(
-        positive=torch.arange(B), absent=torch.zeros(B, dtype=torch.bool), scores=torch.full((B, 1), torch.nan)
-    )
-    contrastive = Contrastive(temperature=recipe.temperature)
-    both_ways = (contrastive(query, document, labels) + contrastive(document, query, labels)) / 2
-    distilled = embedding_distillation(embed_texts(step.taught), step.teacher)
-    return both_ways + recipe.distillation_weight * distilled
+def encode(model: BertModel, tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Embeddings of unit length, (n, D)."""
+    ids = [np.array(found.ids) for found in tokenizer.encode_batch(list(texts))]
+    out = np.empty((len(ids), model.config.hidden_size), dtype=np.float32)
+    order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
+    for start in range(0, len(order), ENCODED_AT_ONCE):
+        batch = order[start : start + ENCODED_AT_ONCE]
+        with torch.inference_mode():
+            pooled = embed(model, [ids[number] for number in batch])
+        out[batch] = torch.nn.functional.normalize(pooled).numpy()
+    return out
 
 
-def bag_states(table: Tensor) -> Tensor:
-    """Last hidden state of each token in a Llama without layers: the RMSNorm of its embedding, (V, D)."""
-    return table * torch.rsqrt(table.square().mean(dim=1, keepdim=True) + EPS)
-
-
-def embed_bag(table: Tensor, texts: Sequence[Tensor]) -> Tensor:
-    """Mean state of each text, (n, D)."""
-    lengths = torch.tensor([0, *(len(text) for text in texts[:-1])])
-    return F.embedding_bag(torch.cat(list(texts)), bag_states(table), lengths.cumsum(0), mode="mean")
-
-
-def train_table(table: Tensor, data: Data, recipe: NanoRecipe, measure: Callable[[int, float, Tensor], None]) -> Tensor:
-    """First stage.
+def distil(
+    model: BertModel, taught: Taught, recipe: NanoRecipe, checkpoint: Path, measure: Callable[[int, float], None]
+) -> None:
+    """Train the model in place.
 
     Args:
-        table: token embeddings to start from, (V, D).
-        data: tokenised texts.
-        recipe: steps, rates and weights.
-        measure: called every `evaluate_every` steps and at the end with step, loss and table.
-
-    Returns:
-        The trained table, (V, D).
+        model: the student.
+        taught: what it learns.
+        recipe: epochs, rate, batch size.
+        checkpoint: file to go on from, and to keep the run in.
+        measure: called with step and mean loss since the last call, every `evaluate_every` steps and at the end.
     """
-    weights = torch.nn.Parameter(table.clone())
-    optimiser = torch.optim.Adam([weights], lr=recipe.table_learning_rate)
-    batches = steps_of(data, recipe, count=recipe.table_steps, batch_size=recipe.batch_size, document_tokens=128)
-
-    def embed_texts(texts: Sequence[Tensor]) -> Tensor:
-        return embed_bag(weights, texts)
-
-    for number, loss in _optimise(batches, embed_texts, recipe, optimiser, recipe.table_steps):
-        if number % recipe.evaluate_every == 0 or number == recipe.table_steps:
-            measure(number, loss, weights.detach())
-    return weights.detach()
-
-
-def train_layers(
-    model: SentenceTransformer, data: Data, recipe: NanoRecipe, measure: Callable[[int, float], None]
-) -> None:
-    """Second stage, on the model in place; arguments as of `train_table`."""
-    named = dict(model.named_parameters())
-    table = [value for name, value in named.items() if "embed_tokens" in name]
-    rest = [value for name, value in named.items() if "embed_tokens" not in name]
-    rate = recipe.layer_learning_rate
-    optimiser = torch.optim.Adam([{"params": rest, "lr": rate}, {"params": table, "lr": rate / TABLE_SLOWER}])
-    config = cast(Any, model[0]).auto_model.config
-    first, last = torch.tensor([config.bos_token_id]), torch.tensor([config.eos_token_id])
-    batches = steps_of(
-        data,
-        recipe,
-        count=recipe.layer_steps,
-        batch_size=recipe.layer_batch_size,
-        document_tokens=recipe.layer_document_tokens,
-    )
-
-    def embed_texts(texts: Sequence[Tensor]) -> Tensor:
-        return embed(model, [torch.cat([first, text, last]) for text in texts], "document")
-
-    for number, loss in _optimise(batches, embed_texts, recipe, optimiser, recipe.layer_steps):
-        if number % recipe.evaluate_every == 0 or number == recipe.layer_steps:
-            measure(number, loss)
+    parameters = dict(model.named_parameters())
+    optimiser = torch.optim.Adam(parameters.values(), lr=recipe.learning_rate)
+    batches = batches_of([len(row) for row in taught.ids], recipe)
+    done = _restore(checkpoint, parameters, optimiser) if checkpoint.is_file() else 0
+    losses = []
+    for step, loss in _steps(model, taught, recipe, optimiser, batches, done):
+        losses.append(loss)
+        last = step == len(batches)
+        if last or step % KEEP_EVERY == 0:
+            _keep(checkpoint, parameters, optimiser, step)
+        if last or step % recipe.evaluate_every == 0:
+            measure(step, float(np.mean(losses)))
+            losses.clear()
 
 
-def _optimise(
-    batches: Iterator[Step],
-    embed_texts: Callable[[Sequence[Tensor]], Tensor],
+def rate_at(step: int, total: int) -> float:
+    """Share of the learning rate at a step counted from 0: up linearly, then down linearly to zero."""
+    warm = max(int(WARM_UP * total), 1)
+    return min((step + 1) / warm, (total - step) / max(total - warm, 1))
+
+
+def _steps(
+    model: BertModel,
+    taught: Taught,
     recipe: NanoRecipe,
     optimiser: torch.optim.Optimizer,
-    total: int,
+    batches: list[NDArray[np.int64]],
+    done: int,
 ) -> Iterator[tuple[int, float]]:
-    """Number and loss of each step, its rate falling linearly to zero."""
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda number: 1 - number / total)
-    for number, step in enumerate(batches, start=1):
-        loss = loss_of(step, embed_texts, recipe)
+    for number in range(done, len(batches)):
+        rows = batches[number]
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * rate_at(number, len(batches))
+        teacher = torch.from_numpy(taught.teacher[rows].astype(np.float32))
+        loss = embedding_distillation(embed(model, [taught.ids[row] for row in rows]), teacher)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        schedule.step()
-        yield number, loss.item()
+        yield number + 1, loss.item()
+
+
+def _keep(path: Path, parameters: dict[str, torch.nn.Parameter], optimiser: torch.optim.Optimizer, step: int) -> None:
+    tensors = {name: value.detach() for name, value in parameters.items()}
+    for name, value in parameters.items():
+        tensors |= {f"{name}/{moment}": optimiser.state[value][moment] for moment in MOMENTS}
+    with atomic_file(path) as partial:
+        save_file(tensors, partial, metadata={"step": json.dumps(step)})
+
+
+def _restore(path: Path, parameters: dict[str, torch.nn.Parameter], optimiser: torch.optim.Optimizer) -> int:
+    """Read what `_keep` wrote; returns its step."""
+    with safe_open(path, "pt") as file:
+        step = int(json.loads(file.metadata()["step"]))
+    tensors = load_file(path)
+    with torch.no_grad():
+        for name, value in parameters.items():
+            value.copy_(tensors[name])
+            moments = {moment: tensors[f"{name}/{moment}"] for moment in MOMENTS}
+            optimiser.state[value] = {"step": torch.tensor(float(step)), **moments}
+    return step

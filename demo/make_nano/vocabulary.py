@@ -1,64 +1,89 @@
-"""The tokenizer: whole lower-case words where a bag of tokens needs them, WordPiece for the rest.
+"""The tokenizer: the teacher's WordPiece with only those of its entries that documentation and English need.
 
-A small encoder that begins as a bag of tokens lives on whole words, and on one entry for each: `RandomForest`,
-`random_forest` and `random forest` become the same tokens. Entries are the frequent words of the documentation and, for
-what people say about it, the most frequent entries of the teacher's vocabulary, which is sorted by frequency.
+A dropped entry is spelled with kept pieces, and every single character is kept, so no text is lost. Names are cut into
+their words first: `RandomForest` is read as `random forest`, which the teacher's own tokenizer takes for one long word.
 """
 
 from __future__ import annotations
 
-import re
+import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-BOS, EOS, PAD, UNKNOWN = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<|unknown|>"
-SPECIAL = (BOS, EOS, PAD, UNKNOWN)
-INSIDE = "##"  # begins an entry that continues a word
 HUMP = r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"  # where CamelCase goes on: random|Forest, HTTP|Server
-WORD = re.compile(r"[a-z][a-z0-9]*")
-TEACHER_ENTRY = re.compile(r"(##)?([a-z]+|[0-9]{1,2})")
-MIN_COUNT = 6  # of a word of the documentation
-LONGEST_WORD = 64  # characters; longer ones are unknown
+INSIDE = "##"  # begins an entry that continues a word
+FIRST_WORD = "the"  # a BERT's vocabulary lists unused entries, then characters, then words by their frequency
+ZIPF_SHIFT = 10  # share of the r-th most frequent word in English, about 1 / (r + shift), up to a factor
+ENGLISH = 0.5  # share of English at large in the text that entries are chosen for; the rest is documentation
 
 
-def empty_tokenizer(entries: Sequence[str]) -> Tokenizer:
-    """A WordPiece tokenizer over these entries, in this order; its ends are set by `training.start`."""
-    numbers = {entry: number for number, entry in enumerate(entries)}
-    tokenizer = Tokenizer(models.WordPiece(numbers, unk_token=UNKNOWN, max_input_chars_per_word=LONGEST_WORD))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(HUMP), " "), normalizers.BertNormalizer()])
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.add_special_tokens(list(SPECIAL))
+def open_teacher_tokenizer(folder: Path) -> Tokenizer:
+    """The teacher's tokenizer, with names cut into their words; no padding, no truncation."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(HUMP), " "), tokenizer.normalizer])
     return tokenizer
 
 
-def choose_entries(texts: Iterable[str], teacher_vocabulary: Path, *, size: int, document_words: int) -> list[str]:
-    """Special tokens, single characters, words of the texts by frequency, then the teacher's entries up to `size`.
+def choose_entries(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> list[str]:
+    """Entries to keep, in the teacher's order.
+
+    Special tokens and single ASCII characters, then what is most frequent in a mixture of these texts and of English,
+    whose frequencies are guessed from the order of the vocabulary.
 
     Args:
+        tokenizer: the teacher's.
         texts: what the retriever is for.
-        teacher_vocabulary: `vocab.txt` of a BERT.
         size: number of entries.
-        document_words: words of the texts, at most.
     """
-    characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    inside = [INSIDE + character for character in characters if character.isalnum()]
-    splitter = empty_tokenizer(SPECIAL)
-    counts: Counter[str] = Counter()
+    order = _in_order(tokenizer)
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    counts: Counter[int] = Counter()
     for text in texts:
-        cleaned = splitter.normalizer.normalize_str(text)
-        counts.update(word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(cleaned))
-    frequent = [word for word, count in counts.most_common() if count >= MIN_COUNT and WORD.fullmatch(word)]
-    taught = [line for line in read_vocabulary(teacher_vocabulary) if TEACHER_ENTRY.fullmatch(line)]
-    entries = dict.fromkeys([*SPECIAL, *characters, *inside, *frequent[:document_words], *taught])
-    return list(entries)[:size]
+        counts.update(tokenizer.encode(text, add_special_tokens=False).ids)
+    total, start = max(sum(counts.values()), 1), order.index(FIRST_WORD) if FIRST_WORD in order else 0
+    english = {entry: 1 / (rank + ZIPF_SHIFT) for rank, entry in enumerate(order[start:]) if entry.isascii()}
+    english_total = sum(english.values())
+
+    def share(number: int) -> float:
+        guess = english.get(order[number], 0) / english_total
+        return (1 - ENGLISH) * counts[number] / total + ENGLISH * guess
+
+    ranked = sorted(range(len(order)), key=share, reverse=True)
+    always = [entry for entry in order if entry in special or _is_character(entry)]
+    kept = set(list(dict.fromkeys([*always, *(order[number] for number in ranked)]))[:size])
+    return [entry for entry in order if entry in kept]
 
 
-def read_vocabulary(path: Path) -> list[str]:
-    """Entries of a `vocab.txt`, in order."""
-    return path.read_text(encoding="utf-8").split("\n")  # some entries are themselves line ends to splitlines
+def trimmed_tokenizer(tokenizer: Tokenizer, entries: Sequence[str]) -> Tokenizer:
+    """The same tokenizer over fewer entries, numbered anew in the order given."""
+    stored = json.loads(tokenizer.to_str())
+    number_of = {entry: number for number, entry in enumerate(entries)}
+    stored["model"]["vocab"] = number_of
+    for token in stored["added_tokens"]:
+        token["id"] = number_of[token["content"]]
+    for token, settings in stored["post_processor"]["special_tokens"].items():
+        settings["ids"] = [number_of[token]]
+    return Tokenizer.from_str(json.dumps(stored))
+
+
+def rows_of(tokenizer: Tokenizer, entries: Sequence[str]) -> list[int]:
+    """The teacher's number of each entry."""
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[entry] for entry in entries]
+
+
+def _in_order(tokenizer: Tokenizer) -> list[str]:
+    vocabulary = tokenizer.get_vocab()
+    return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+def _is_character(entry: str) -> bool:
+    return entry.isascii() and len(entry.removeprefix(INSIDE)) == 1

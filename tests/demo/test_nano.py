@@ -1,4 +1,4 @@
-"""The retriever shipped in `demo/nano`: small, whole, bidirectional, and of use without any training."""
+"""The retriever shipped in `demo/nano`: small, whole, and of use without any training."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import safe_open
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
 from demo.make_nano.card import CARD_FILE, write_nano_card
 from drama_models.cli import main as drama
 from drama_models.collection import Collection
 from drama_models.encoder import Encoder
+from drama_models.model_folder import fingerprint
 from drama_models.provenance import read_provenance
 from drama_models.sample_texts import SAMPLE_TEXTS
 
@@ -42,19 +44,21 @@ def test_vectors_are_finite_of_unit_length_and_do_not_depend_on_batch_mates(enco
     np.testing.assert_allclose(alone[0], vectors[2], atol=1e-5)
 
 
-def test_a_stock_model_lets_the_first_token_see_the_last() -> None:
-    model = AutoModel.from_pretrained(NANO)
-    ids = np.array([[0, 900, 901, 902, 1], [0, 900, 901, 903, 1]])
-    import torch
-
-    states = model(input_ids=torch.from_numpy(ids)).last_hidden_state
-    assert states.dtype == torch.float32
-    assert (states[0, 1] - states[1, 1]).abs().max() > 1e-6  # a token before the one that differs
+def test_stock_sentence_transformers_agrees(encoder: Encoder) -> None:
+    theirs = SentenceTransformer(str(NANO), device="cpu").encode(SAMPLE_TEXTS)
+    np.testing.assert_allclose(encoder.encode_documents(SAMPLE_TEXTS), theirs, atol=2e-5)
 
 
-def test_the_code_that_travels_with_it_is_the_package_s_own() -> None:
-    travelling = (NANO / "modeling_drama.py").read_text(encoding="utf-8")
-    assert travelling == Path("drama_models/modeling_drama.py").read_text(encoding="utf-8")
+def test_a_stock_automodel_loads_every_weight() -> None:
+    _, report = AutoModel.from_pretrained(NANO, add_pooling_layer=False, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def test_it_runs_without_torch_and_agrees_with_it(encoder: Encoder) -> None:
+    lean = Encoder.from_pretrained(NANO)
+    assert "ONNX Runtime from safetensors" in lean.runtime.description
+    texts = SAMPLE_TEXTS[:-1]
+    np.testing.assert_allclose(lean.encode_documents(texts), encoder.encode_documents(texts), atol=2e-5)
 
 
 def test_words_of_another_wording_are_nearer_than_other_subjects(encoder: Encoder) -> None:
@@ -85,6 +89,7 @@ def test_drama_search_answers_with_it_untrained(
 def test_the_card_is_the_one_its_provenance_and_results_give() -> None:
     results = json.loads(RESULT.read_text(encoding="utf-8"))
     written = CARD_FILE.read_text(encoding="utf-8")
+    assert results["model"] == fingerprint(NANO), "the figures are of other weights: python -m benchmarks.nano"
     assert written == write_nano_card(NANO, results)
     for found in results["systems"].values():
         assert f"{found['ndcg@10']:.3f}" in written
