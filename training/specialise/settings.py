@@ -91,7 +91,7 @@ class SpecialiseRecipe:
     """Queries of a step; fewer where there are not as many."""
     learning_rate: float = 1e-4
     """Of AdamW."""
-    patience: int = 3
+    patience: int = 5
     """Training stops after so many evaluations in a row (ten in all) without a better nDCG@10 on the dev queries."""
     precision: Precision = "auto"
     """fp32, bf16 (autocast), or auto: bf16 where the processor has it."""

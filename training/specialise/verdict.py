@@ -25,7 +25,7 @@ def judge(evaluations: Sequence[Evaluation]) -> tuple[Choice, str]:
     """The recommended model, and a sentence that says why; the last evaluation decides."""
     deciding = evaluations[-1]
     change = deciding.change(NDCG)
-    told = f"nDCG@10 on the {deciding.queries:,} {deciding.name} {_told(change)}"
+    told = f"nDCG@10 on {_counted(deciding)} {_told(change)}"
     if change.difference > 0 and change.significant:
         return "new", f"Use the new retriever: {told}."
     if change.difference < 0:
@@ -38,10 +38,16 @@ def warn(evaluations: Sequence[Evaluation], rankers: Sequence[RankerQuality], ex
     warnings = []
     for evaluation in evaluations:
         change = evaluation.change(NDCG)
-        if change.difference < 0 and change.significant:
-            warnings.append(f"Training made the retriever worse: nDCG@10 on the {evaluation.name} {_told(change)}.")
+        told = f"nDCG@10 on {_counted(evaluation)} {_told(change)}"
+        if change.low == change.high == 0:
+            warnings.append(
+                f"Nothing changed on {_counted(evaluation)}: most likely no checkpoint was better on the dev queries "
+                "than the model as it came, which is then what was kept."
+            )
+        elif change.difference < 0 and change.significant:
+            warnings.append(f"Training made the retriever worse: {told}.")
         elif not change.significant:
-            warnings.append(f"The change is not significant: nDCG@10 on the {evaluation.name} {_told(change)}.")
+            warnings.append(f"The change is not significant: {told}.")
         if evaluation.queries < FEW_QUERIES:
             warnings.append(_few(evaluation))
     model = next((each for each in rankers if each.role == "model"), None)
@@ -65,6 +71,12 @@ def _few(evaluation: Evaluation) -> str:
     )
 
 
+def _counted(evaluation: Evaluation) -> str:
+    """Such as `412 held-out queries`, `50 of your queries`."""
+    of = "of " if evaluation.name == "your queries" else ""
+    return f"{evaluation.queries:,} {of}{evaluation.name}"
+
+
 def _told(change: Change) -> str:
     return (
         f"went from {change.before:.3f} to {change.after:.3f} ({change.difference:+.3f}, 95% interval "
@@ -79,7 +91,7 @@ def _chance(p: float) -> str:
 def summary(findings: Findings, out: Path) -> str:
     """What the command prints at its end: warnings, figures, the recommended folder, and how to release it."""
     figures = [
-        f"{change.metric} on {evaluation.queries:,} {evaluation.name}: {change.before:.4f} → {change.after:.4f} "
+        f"{change.metric} on {_counted(evaluation)}: {change.before:.4f} → {change.after:.4f} "
         f"({change.difference:+.4f}, 95% interval {change.low:+.4f} to {change.high:+.4f}, p {_chance(change.p)})"
         for evaluation in findings.evaluations
         for change in evaluation.changes

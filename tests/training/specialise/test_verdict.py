@@ -44,8 +44,12 @@ def test_the_deciding_queries_are_the_users(
 def test_what_is_not_significant_or_worse_is_warned_of() -> None:
     assert warn([evaluation(*GAIN)], [], examples=1000) == []
     (chance,) = warn([evaluation(*CHANCE)], [], examples=1000)
-    assert chance.startswith("The change is not significant: nDCG@10 on the held-out queries went from 0.500 to 0.530")
+    assert chance.startswith("The change is not significant: nDCG@10 on 400 held-out queries went from 0.500 to 0.530")
     assert "p = 0.20" in chance
+    still = evaluation(0.0, 1.0)
+    still = replace(still, changes=[replace(still.changes[0], low=0.0, high=0.0)])
+    (same,) = warn([still], [], examples=1000)
+    assert same.startswith("Nothing changed on 400 held-out queries")
     (worse,) = warn([evaluation(*LOSS)], [], examples=1000)
     assert worse.startswith("Training made the retriever worse")
     assert "p = 0.001" in worse
