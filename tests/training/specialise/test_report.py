@@ -98,6 +98,13 @@ def test_the_figures_stand_where_a_reader_looks_for_them(tmp_path: Path) -> None
     assert len({tag for tag in page.tags if tag in ("h1", "svg", "circle")}) == 3
 
 
+def test_queries_of_the_user_are_counted_by_themselves(tmp_path: Path) -> None:
+    (held_out,) = findings().evaluations
+    judged = replace(held_out, name="your queries", queries=1234, groups=1234)
+    page = written(replace(findings(), evaluations=[held_out, judged]), tmp_path)
+    assert [row[0] for row in page.rows[1:5:2]] == ["held-out queries (2 of 2 documents)", "your queries (1,234)"]
+
+
 def test_text_of_strangers_stays_text(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     (tmp_path / "hostile").mkdir()
