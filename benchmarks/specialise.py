@@ -145,7 +145,7 @@ def main() -> None:
     options = parse_options()
     hide_loading_bars()
     settings = {
-        "model": str(options.model), "teachers": ["bm25", Path(options.teacher).name], "split": SPLIT,
+        "model": str(options.model), "teachers": ["bm25", "/".join(Path(options.teacher).parts[-2:])], "split": SPLIT,
         "crops": options.crops, "candidates": options.candidates, "epochs": options.epochs,
         "batch_size": options.batch_size, "learning_rate": options.learning_rate,
     }  # fmt: skip
