@@ -65,8 +65,7 @@ def _tei(folder: Path, profile: Profile, config: dict[str, Any]) -> Iterator[str
         yield "config_sentence_transformers.json: the query prompt is missing"
     yield from _old_pooling(folder, profile)
     yield from _length(folder, profile)
-    graph = onnx.load(folder / ONNX_GRAPH, load_external_data=False).graph
-    if {value.name for value in graph.input} != GRAPH_INPUTS:
+    if _graph_inputs(folder / ONNX_GRAPH) != GRAPH_INPUTS:
         yield f"{ONNX_GRAPH}: its CPU path gives {' and '.join(sorted(GRAPH_INPUTS))} to it"
     if rotary_settings(config)["rope_type"] != "default":
         yield "its CUDA path does not know Llama 3's rotary scaling; its CPU path runs the graph"
@@ -83,6 +82,15 @@ def _llama_cpp(folder: Path, profile: Profile, config: dict[str, Any]) -> Iterat
     kind = read_json(folder / "tokenizer.json").get("model", {}).get("type")
     if kind != "BPE":
         yield f"tokenizer.json: its converter reads byte-pair vocabularies, and this is {kind}"
+
+
+def _graph_inputs(path: Path) -> set[str]:
+    """Names of the inputs; none where the file cannot be read."""
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception:  # that of protobuf, or of the file system
+        return set()
+    return {value.name for value in graph.input}
 
 
 def _old_pooling(folder: Path, profile: Profile) -> Iterator[str]:

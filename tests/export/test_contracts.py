@@ -68,4 +68,6 @@ def test_a_graph_with_other_inputs_is_named(release: Path) -> None:
     extra = onnx.helper.make_tensor_value_info("token_type_ids", onnx.TensorProto.INT64, ["batch", "length"])
     model.graph.input.append(extra)
     onnx.save(model, path)
-    assert "gives attention_mask and input_ids" in contract_problems(release)["text-embeddings-inference"][0]
+    for _ in range(2):
+        assert "gives attention_mask and input_ids" in contract_problems(release)["text-embeddings-inference"][0]
+        path.write_bytes(b"no graph")
