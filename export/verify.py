@@ -23,7 +23,16 @@ from drama_models.errors import ModelFolderError, TextsCutWarning
 from drama_models.model_folder import ONNX_GRAPH
 from drama_models.profile import Profile
 from drama_models.tokenisation import TextTokenizer
-from export.client_environments import CLIENTS, CLIENTS_FOLDER, NODE_PACKAGE, Client, Environment, this_environment
+from export.client_environments import (
+    CLIENTS,
+    CLIENTS_FOLDER,
+    CUT_TEXTS,
+    NODE_PACKAGE,
+    OUTER_SPACE,
+    Client,
+    Environment,
+    this_environment,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +45,7 @@ INT8_GRAPHS = ("model_int8", "model_quantized")
 JS_TYPES = {"model": "fp32", "model_fp16": "fp16", "model_int8": "int8", "model_quantized": "q8"}
 MODEL_CODE = Path(__file__).parents[1] / "drama_models" / "modeling_drama.py"
 BATCH_TEXTS = 8
+UNCUT = 1 << 20  # tokens
 LONG_TOKENS = 512  # beyond it a text is given alone, since attention in a padded batch needs length squared of memory
 EACH_ALONE = 5  # every fifth of the others is given alone too
 
@@ -107,11 +117,20 @@ def compare(folder: Path, texts: Sequence[str], environments: Sequence[Environme
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextsCutWarning)  # one of the texts is there to be cut
         ours = Encoder.from_pretrained(folder, runtime="torch").encode_documents(list(texts))
-    ids, _ = TextTokenizer(folder, profile, profile.max_length).encode(texts, profile.document_prompt)
-    batches = padded_and_alone([len(row) for row in ids])
+    ids, _ = TextTokenizer(folder, profile, UNCUT).encode(texts, profile.document_prompt)
+    batches = padded_and_alone([min(len(row), profile.max_length) for row in ids])
     given = [[texts[position] for position in batch] for batch in batches]
-    expected = ours[[position for batch in batches for position in batch]]
-    return [entry for client in CLIENTS for entry in _client_parity(client, folder, given, expected, environments)]
+    order = [position for batch in batches for position in batch]
+    kept = {
+        "": np.ones(len(order), dtype=bool),
+        CUT_TEXTS: np.array([len(ids[position]) <= profile.max_length for position in order]),
+        OUTER_SPACE: np.array([texts[position] == texts[position].strip() for position in order]),
+    }
+    return [
+        entry
+        for client in CLIENTS
+        for entry in _client_parity(client, folder, given, ours[order], kept[client.without], environments)
+    ]
 
 
 def padded_and_alone(lengths: Sequence[int]) -> list[list[int]]:
@@ -132,6 +151,7 @@ def _client_parity(
     folder: Path,
     batches: list[list[str]],
     expected: NDArray[np.float32],
+    kept: NDArray[np.bool_],
     environments: Sequence[Environment],
 ) -> Iterator[Parity]:
     """One entry for each version of the client that is found, and for each graph."""
@@ -144,10 +164,11 @@ def _client_parity(
         yield Parity(client.name, "", problem=NOT_INSTALLED)
     for version, environment in found.items():
         for graph in _graphs(folder) if client.graphs else [ONNX_GRAPH]:
-            label = client.name if graph == ONNX_GRAPH else f"{client.name}, {Path(graph).stem}"
+            label = ", ".join(filter(None, (client.name, "" if graph == ONNX_GRAPH else Path(graph).stem)))
+            label += f", without {client.without}" if client.without else ""
             try:
                 vectors = _run_client(client, environment, folder, batches, graph)
-                largest, cosines = _difference(vectors, expected)
+                largest, cosines = _difference(vectors, expected, kept)
                 problem = _problem(cosines, graph, folder)
                 yield Parity(label, version, largest, float(cosines.min()), float(cosines.mean()), problem)
             except ModelFolderError as error:
@@ -203,14 +224,17 @@ def _last_line(stderr: str) -> str:
     return (lines or ["no message"])[-1]
 
 
-def _difference(vectors: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
-    """Largest difference of a coordinate, and the cosine of each text.
+def _difference(
+    vectors: NDArray[np.float32], expected: NDArray[np.float32], kept: NDArray[np.bool_]
+) -> tuple[float, NDArray[np.float32]]:
+    """Largest difference of a coordinate, and the cosine of each text that is kept.
 
     Raises:
         ModelFolderError: vectors of another shape.
     """
     if vectors.shape != expected.shape:
         raise ModelFolderError(f"gives vectors of shape {vectors.shape}, not {expected.shape}")
+    vectors, expected = vectors[kept], expected[kept]
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
     return float(np.abs(vectors - expected).max()), (vectors * expected).sum(axis=1) / lengths
 

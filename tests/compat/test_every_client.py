@@ -26,8 +26,7 @@ def test_every_client_computes_our_vectors_on_200_texts(release_folder: Path, tm
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
     found = {entry["client"] for entry in read_json(release / "verification.json")["clients"]}
-    wanted = {client.name for client in CLIENTS}
-    if shutil.which("npm") is None:
-        wanted.remove(NEEDS_NODE)
-    half = {f"{client.name}, model_fp16" for client in CLIENTS if client.graphs and client.name in wanted}
-    assert found == wanted | half
+    wanted = [client for client in CLIENTS if client.name != NEEDS_NODE or shutil.which("npm")]
+    runs = [(client, ending) for client in wanted for ending in ("", ", model_fp16")[: 1 + client.graphs]]
+    endings = {"": ""} | {client.without: f", without {client.without}" for client in wanted if client.without}
+    assert found == {client.name + ending + endings[client.without] for client, ending in runs}
