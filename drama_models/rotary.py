@@ -40,7 +40,7 @@ def inverse_frequencies(config: Mapping[str, Any], head_dim: int) -> NDArray[np.
     if settings["rope_type"] != "llama3":
         supported = " and ".join(ROTARY_KINDS)
         raise ModelFolderError(
-            f"Rotary scaling {settings['rope_type']!r} cannot be exported; supported are {supported}."
+            f"Rotary scaling {settings['rope_type']!r} is not built here; supported are {supported}."
         )
     low, high, original = (
         settings[key] for key in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")

@@ -129,7 +129,8 @@ def test_codes_are_stored_and_come_back_as_vectors(
     assert (stored == expected).mean() > 0.999  # another batch may round a value over the edge of a step
     assert stored.dtype == expected.dtype
     back = np.concatenate([vectors for _, vectors in read_shards(tmp_path)])
-    assert (back.shape, back.dtype) == (whole.shape, np.float32)
+    assert back.shape == whole.shape
+    assert back.dtype == np.float32
     cosines = (back * whole).sum(axis=1) / np.linalg.norm(back, axis=1)
     assert cosines.min() > (0.98 if precision == "int8" else 0.6)
     before = sha256_of_folder(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
@@ -16,6 +17,9 @@ from drama_models.index_build import build_store
 from drama_models.index_kinds import HNSW, IVFPQ, KINDS, Binary, Kind
 from drama_models.index_rows import Rows, best, nearest
 from drama_models.quantisation import quantise, value_ranges
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 COUNT, DIM, K = 10_200, 16, 10
 GENERATOR = np.random.default_rng(0)
@@ -181,7 +185,8 @@ def test_an_index_is_built_again_in_another_kind(built: dict[str, Index]) -> Non
 
 @pytest.mark.parametrize("name", ["binary", "ivf_pq"])
 def test_without_rows_for_rescoring_codes_rank(name: str, tmp_path: Path) -> None:
-    index = Index(DIM, kind=name, rescored_with="none", **({"lists": 16} if name == "ivf_pq" else {}))
+    settings: dict[str, Any] = {"lists": 16} if name == "ivf_pq" else {}
+    index = Index(DIM, kind=name, rescored_with="none", **settings)
     index.add(IDS, VECTORS)
     index.save(tmp_path / "my.index")
     assert {path.name for path in (tmp_path / "my.index").iterdir()} == {"manifest.json", "ids.json", "index.faiss"}
@@ -215,17 +220,21 @@ def test_flat_search_ranks_as_faiss_does(built: dict[str, Index], k: int) -> Non
         np.testing.assert_allclose([score for _, score in hits], scores[query], atol=1e-6)
 
 
+def float32(values: list[Any]) -> NDArray[np.float32]:
+    return np.array(values, dtype=np.float32)
+
+
 def test_equal_scores_go_to_the_earlier_document_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drama_models.index_rows.SCORES_AT_ONCE", 8)
     rows = Rows(2, np.float32)
-    rows.append(np.tile(np.float32([[1, 0], [0, 1], [1, 0]]), (10, 1)))
-    scores, found = nearest(rows, np.float32([[1, 0], [0, 1]]), 5)
+    rows.append(np.tile(float32([[1, 0], [0, 1], [1, 0]]), (10, 1)))
+    scores, found = nearest(rows, float32([[1, 0], [0, 1]]), 5)
     np.testing.assert_array_equal(found, [[0, 2, 3, 5, 6], [1, 4, 7, 10, 13]])
     np.testing.assert_array_equal(scores, np.ones((2, 5)))
     alive = np.ones(30, dtype=bool)
     alive[[0, 3]] = False
-    assert nearest(rows, np.float32([[1, 0]]), 2, alive)[1].tolist() == [[2, 5]]
-    assert best(np.float32([1, 3, 3, 2, 3]), 2).tolist() == [1, 2]
+    assert nearest(rows, float32([[1, 0]]), 2, alive)[1].tolist() == [[2, 5]]
+    assert best(float32([1, 3, 3, 2, 3]), 2).tolist() == [1, 2]
 
 
 def test_rows_are_split_into_files_and_mapped_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +292,9 @@ def test_an_index_from_before_there_were_kinds_still_opens(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("change", [{"dim": 8}, {"kind": "hnsw"}, {"rows": 3}, {"settings": {"links": 4}}])
-def test_a_manifest_that_does_not_fit_is_refused(built: dict[str, Index], change: dict, tmp_path: Path) -> None:
+def test_a_manifest_that_does_not_fit_is_refused(
+    built: dict[str, Index], change: dict[str, Any], tmp_path: Path
+) -> None:
     built["flat"].save(tmp_path / "my.index")
     path = tmp_path / "my.index" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

@@ -81,7 +81,12 @@ def test_a_large_files_hash_is_remembered_until_the_file_changes(
     monkeypatch.setattr(integrity, "REMEMBERED_BYTES", 10)
     monkeypatch.setattr(integrity, "SETTLED_S", -1.0)
     read: list[str] = []
-    monkeypatch.setattr(integrity, "sha256_of_file", lambda path: read.append(path.name) or sha256_of_file(path))
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return sha256_of_file(path)
+
+    monkeypatch.setattr(integrity, "sha256_of_file", counted)
     path = tmp_path / "weights"
     path.write_bytes(b"0123456789")
     first = integrity.known_sha256(path)

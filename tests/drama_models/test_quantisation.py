@@ -16,7 +16,7 @@ RANGES = value_ranges(VECTORS[:20])  # of a sample, so that some values lie beyo
 @pytest.mark.parametrize("ranges", [None, RANGES])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_codes_are_those_of_sentence_transformers(precision: EmbeddingPrecision, ranges: np.ndarray | None) -> None:
-    expected = quantize_embeddings(VECTORS, precision, ranges=ranges)
+    expected = np.asarray(quantize_embeddings(VECTORS, precision, ranges=ranges))
     found = quantise(VECTORS, precision, ranges)
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
