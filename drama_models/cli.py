@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from drama_models.quantisation import EmbeddingPrecision
 
 SNIPPET_CHARACTERS = 100
+HITS = 100  # of each query that is evaluated
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,12 @@ def index(options: argparse.Namespace) -> Answer:
         built = Index(manifest["dim"], identity, collection, kind=kind)
         for ids, rows in read_shards(vectors):
             built.add(ids, rows)
+    bm25 = _bm25(Collection(options.source).documents(), options.bm25) if options.bm25 else None
     built.save(out)
+    if bm25 is not None:
+        bm25.save(out / BM25_FOLDER)
     if options.model is not None:
         shutil.rmtree(vectors)
-    if options.bm25:
-        _bm25(Collection(options.source).documents(), options.bm25).save(out / BM25_FOLDER)
     made = f"made {out} ({kind.name}): {len(built):,} documents, dim {built.dim}"
     text = f'{made}; next: drama search {out} "your question"'
     return Answer({"out": str(out), "count": len(built), "dim": built.dim, "kind": kind.name}, text)
@@ -128,6 +130,13 @@ def evaluate(options: argparse.Namespace) -> Answer:
 def _evaluate_on_mteb(options: argparse.Namespace) -> Answer:
     from drama_models.mteb_encoder import evaluate_on_mteb
 
+    ours = {
+        "a BEIR folder beside it": options.collection, "--task": options.task, "--bm25": options.bm25,
+        "--run": options.run, "-k": options.k != HITS, "--drop-identical-ids": options.drop_identical_ids,
+    }  # fmt: skip
+    given = [name for name, value in ours.items() if value]
+    if given:
+        raise CollectionError(f"mteb evaluates in its own way, so --mteb takes no {', no '.join(given)}; leave it out.")
     figures = evaluate_on_mteb(_encoder(options), options.model, options.mteb, split=options.split)
     lines = [f"{task} {name:12} {value:.4f}" for task, scores in figures.items() for name, value in scores.items()]
     return Answer(figures, "\n".join(lines))
@@ -201,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluating.add_argument("collection", type=Path, nargs="?", help="BEIR folder")
     evaluating.add_argument("--mteb", nargs="+", metavar="TASK", help="tasks of mteb instead, by name, or BEIR folders")
     evaluating.add_argument("--split", default="test", help="judgements to use; default: test")
-    evaluating.add_argument("-k", "--k", type=int, default=100, help="hits for each query; default: 100")
+    evaluating.add_argument("-k", "--k", type=int, default=HITS, help=f"hits for each query; default: {HITS}")
     evaluating.add_argument("--drop-identical-ids", action="store_true", help="as ArguAna and Quora need it")
     evaluating.add_argument("--run", type=Path, help="write the ranking to this TREC run file")
     for added in (searching, evaluating):

@@ -18,7 +18,7 @@ from drama_models.model_folder import ONNX_GRAPH, fingerprint
 from drama_models.pooling import finish
 from drama_models.profile import Profile
 from drama_models.prompts import InContextPrompter, choose_examples, choose_prompt, examples_prefix
-from drama_models.runtimes.choice import load_runtime, why_not_from_safetensors
+from drama_models.runtimes.choice import load_runtime, reads_graph_file
 from drama_models.tokenisation import TextTokenizer, checked_text, load_tokenizer
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ class Encoder:
         computing: dict[str, Any] = {"runtime": runtime, "precision": precision, "sample_texts": sample_texts}
         computing |= {"device": device, "threads": threads, "compile": compile}
         for layout in {query, document} if verify else ():
-            from_graph = runtime == "onnx-file" or why_not_from_safetensors(layout.backbone) is not None
-            check_weights(layout.root, layout.backbone, graph=ONNX_GRAPH if from_graph else None)
+            graph = ONNX_GRAPH if reads_graph_file(layout.backbone, runtime) else None
+            check_weights(layout.root, layout.backbone, graph=graph)
         if query is document:
             return cls._load(query, dim, max_length, computing)
         document_encoder = cls._load(document, dim, max_length, computing)

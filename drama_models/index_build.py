@@ -12,7 +12,6 @@ from drama_models.index_rescoring import RescoringRows
 from drama_models.index_rows import Rows
 from drama_models.index_stores import (
     FAISS_FILE,
-    ROWS,
     BinaryStore,
     FaissStore,
     FlatStore,
@@ -77,7 +76,7 @@ def read_store(kind: Kind, dim: int, folder: Path) -> Store:
     import faiss
 
     if isinstance(kind, Flat):
-        return FlatStore(kind, dim, Rows.read(sorted(folder.glob(f"{ROWS}-*.npy")), dim, np.float32))
+        return FlatStore(kind, dim, Rows.read(folder, dim, np.float32))
     path, mapped = folder / FAISS_FILE, getattr(faiss, "IO_FLAG_MMAP_IFC", 0)  # older ones read it into memory
     if isinstance(kind, Binary):
         kept = RescoringRows.read(folder, kind.rescored_with, dim)

@@ -23,8 +23,8 @@ from drama_models.folders import atomic_folder, sha256_of_file
 from drama_models.index_build import read_store
 from drama_models.index_kinds import chosen_kind, settings_of
 from drama_models.index_rescoring import RANGES
-from drama_models.index_rows import Rows
-from drama_models.index_stores import FAISS_FILE, ROWS, FlatStore
+from drama_models.index_rows import ROWS, Rows
+from drama_models.index_stores import FAISS_FILE, FlatStore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,7 @@ Measured figures are in docs/search.md. Nothing here touches a vector.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from drama_models.errors import IndexKindError
 
@@ -180,5 +180,6 @@ def _check_least(name: str, value: int, least: int) -> None:
 
 
 def _check_precision(value: str) -> None:
-    if value not in ("float32", "uint8", "none"):
-        raise IndexKindError(f"rescored_with={value!r} must be float32, uint8 or none.")
+    *others, last = get_args(StoredPrecision)
+    if value not in (*others, last):
+        raise IndexKindError(f"rescored_with={value!r} must be {', '.join(others)} or {last}.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from drama_models.index_rows import Hits
     from drama_models.quantisation import EmbeddingPrecision
 
-STEM, RANGES = "rows", "ranges.npy"
+RANGES = "ranges.npy"
 
 
 class RescoringRows:
@@ -61,7 +61,7 @@ class RescoringRows:
 
     def write(self, folder: Path, alive: NDArray[np.bool_] | None) -> None:
         """Write the living rows and the ranges."""
-        self.rows.write(folder, STEM, alive)
+        self.rows.write(folder, alive)
         if self.ranges is not None:
             np.save(folder / RANGES, self.ranges, allow_pickle=False)
 
@@ -71,5 +71,4 @@ class RescoringRows:
         if precision == "none":
             return None
         ranges = np.load(folder / RANGES, allow_pickle=False) if precision == "uint8" else None
-        rows = Rows.read(sorted(folder.glob(f"{STEM}-*.npy")), columns(precision, dim), precision)
-        return cls(rows, precision, ranges)
+        return cls(Rows.read(folder, columns(precision, dim), precision), precision, ranges)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Hits = tuple[NDArray[np.float32], NDArray[np.int64]]
     """Scores and rows of each query, both (queries, k), best first; row -1 where there are fewer than k."""
 
+ROWS = "rows"  # what the names of their files begin with
 FILE_BYTES = 1 << 30  # of a file of rows
 COPIED_BYTES = 1 << 24  # written or read at once
 SCORES_AT_ONCE = 1 << 20  # of a block for all queries together: 4 MiB, about what stays in a processor's cache
@@ -76,12 +77,11 @@ class Rows:
                 found[here] = block[numbers[here] - begin]
         return found
 
-    def write(self, folder: Path, stem: str, kept: NDArray[np.bool_] | None = None) -> None:
-        """Write the rows to `STEM-00000.npy` and on, of up to 1 GiB each, in constant memory.
+    def write(self, folder: Path, kept: NDArray[np.bool_] | None = None) -> None:
+        """Write the rows to `rows-00000.npy` and on, of up to 1 GiB each, in constant memory.
 
         Args:
             folder: to write into.
-            stem: of the file names.
             kept: (rows,), False for those to leave out.
         """
         total = len(self) if kept is None else int(kept.sum())
@@ -93,7 +93,7 @@ class Rows:
         rest = np.empty((0, self.width), dtype=self.dtype)
         for number, begin in enumerate(range(0, total, a_file)):
             wanted = min(a_file, total - begin)
-            with (folder / f"{stem}-{number:05}.npy").open("wb") as file:
+            with (folder / f"{ROWS}-{number:05}.npy").open("wb") as file:
                 header = {"descr": self.dtype.str, "fortran_order": False, "shape": (wanted, self.width)}
                 np.lib.format.write_array_header_1_0(file, header)
                 while wanted:
@@ -102,14 +102,14 @@ class Rows:
                     wanted, rest = wanted - len(rest[:wanted]), rest[wanted:]
 
     @classmethod
-    def read(cls, files: Sequence[Path], width: int, dtype: DTypeLike) -> Rows:
-        """Memory-map files that `write` made.
+    def read(cls, folder: Path, width: int, dtype: DTypeLike) -> Rows:
+        """Memory-map the files that `write` made in a folder.
 
         Raises:
             ValueError: rows of another width or kind of number.
         """
         rows = cls(width, dtype)
-        for path in files:
+        for path in sorted(folder.glob(f"{ROWS}-*.npy")):
             block = np.load(path, mmap_mode="r", allow_pickle=False)
             if block.shape[1:] != (width,) or block.dtype != rows.dtype:
                 raise ValueError(f"{path.name} holds {block.dtype} {block.shape}, expected {rows.dtype} (n, {width}).")

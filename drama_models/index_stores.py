@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Mask = NDArray[np.bool_]
 
-FAISS_FILE, ROWS = "index.faiss", "rows"
+FAISS_FILE = "index.faiss"
 
 
 class Store(ABC):
@@ -87,7 +87,7 @@ class FlatStore(Store):
 
     def write(self, folder: Path, alive: Mask | None) -> None:
         """Write the living rows."""
-        self.rows.write(folder, ROWS, alive)
+        self.rows.write(folder, alive)
 
 
 class FaissStore(Store):

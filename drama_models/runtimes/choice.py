@@ -141,6 +141,11 @@ def _onnx(folder: Path, profile: Profile, runtime: RuntimeName, precision: Preci
     return OnnxRuntime(folder, profile, threads)
 
 
+def reads_graph_file(folder: Path, runtime: RuntimeName) -> bool:
+    """Whether a runtime reads the folder's `onnx/model.onnx`; of "auto", whether it could."""
+    return runtime == "onnx-file" or (runtime != "torch" and why_not_from_safetensors(folder) is not None)
+
+
 def why_not_from_safetensors(folder: Path, kinds: Sequence[str] = ("llama", "bert")) -> str | None:
     """What keeps a folder from being run straight from its safetensors; None where nothing does.
 

@@ -6,8 +6,8 @@ and after on the same texts. Below the wanted cosine the layers that lose most g
 half of them do not suffice, the conversion is refused.
 
 Weights are stored as unsigned bytes, 128 standing for 0. With signed ones, x86 without VNNI adds two products of bytes
-in 16 bits, which overflow now and then and double the error of a layer; with unsigned ones ONNX Runtime is exact on
-every processor, and as fast where there is VNNI.
+in 16 bits, which overflow now and then and double the error of a layer; with unsigned ones the sums of
+ONNX Runtime are exact on every processor.
 
 A conversion takes seconds, so its result is kept in the user's cache and memory-mapped from then on. It is found by
 the files it was made from (path, size, time of change), the sample texts, the version of ONNX Runtime, and the

@@ -117,6 +117,22 @@ def test_command_takes_a_folder_as_a_task(
     assert "--mteb" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--bm25", "en"], "no --bm25;"),
+        (["-k", "10"], "no -k;"),
+        (["--task", "query", "--run", "a.run"], "no --task, no --run;"),
+        (["--drop-identical-ids"], "no --drop-identical-ids;"),
+    ],
+)
+def test_options_that_mteb_would_ignore_are_refused(
+    release_folder: Path, graded: Path, capsys: pytest.CaptureFixture[str], given: list[str], named: str
+) -> None:
+    assert main(["evaluate", str(release_folder), "--mteb", str(graded), *given]) == 2
+    assert named in capsys.readouterr().err
+
+
 def test_what_mteb_does_not_know_is_one_sentence(encoder: Encoder) -> None:
     with pytest.raises(CollectionError, match="'NFCorpse' is no task of mteb and no BEIR folder"):
         evaluate_on_mteb(encoder, "owner/name", ["NFCorpse"])
