@@ -29,7 +29,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.encode
+	$(BIN)/python -m benchmarks.inference
 
 # A release in an environment with clients that cannot share ours: transformers 4.57, sentence-transformers 5.1 with its
 # ONNX backend, FastEmbed, OpenVINO and, where there is npm, transformers.js (whose packages bring all that they need).

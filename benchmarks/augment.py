@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from benchmarks.encode import SOURCE, sample_texts
 from benchmarks.machine import machine_record, write_result
+from benchmarks.sample_model import SOURCE, sample_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

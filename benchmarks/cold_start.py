@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.encode import SHAPE, sample_texts, write_model
 from benchmarks.machine import machine_record, write_result
+from benchmarks.sample_model import SHAPE, sample_texts, write_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -49,7 +49,7 @@ def test_commands_exist() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert set(re.findall(r"\bmake (\w+)", shell)) <= targets
     modules = set(re.findall(r"python -m ([\w.]+)", README))
-    assert {"pruning", "training", "export", "benchmarks.encode"} <= modules
+    assert {"pruning", "training", "export", "benchmarks.inference"} <= modules
     assert all(find_spec(module) for module in modules)
 
 
@@ -70,11 +70,13 @@ def test_links_and_pictures_are_there() -> None:
 
 
 def test_speed_figures_are_those_of_the_results_file() -> None:
-    result = json.loads((ROOT / "benchmarks/results/encode.json").read_text(encoding="utf-8"))
+    result = json.loads((ROOT / "benchmarks/results/inference.json").read_text(encoding="utf-8"))
     for system, row in result["systems"].items():
         (line,) = (line for line in README.splitlines() if line.startswith(f"| {system} |"))
-        cells = [cell.strip() for cell in line.split("|")[2:-1]]
-        assert cells[:3] == [f"{row['texts_per_second']:.2f}", f"{row['tokens_per_second']:,}", f"{row['ratio']:.2f}"]
+        speeds = [row["texts_per_second"], row["bulk_speed_ratio"], *row["batch_speed_ratio"].values()]
+        cells = [f"{value:.2f}" for value in speeds]
+        cells += [f"{row['query_p50_ms']:.0f}", f"{row['query_time_ratio']:.2f}", f"{row['peak_mib']:,}"]
+        assert [cell.strip() for cell in line.split("|")[2:-1]] == [*cells, f"{row['smallest_cosine']:.4f}"]
 
 
 def test_demo_figures_are_those_of_the_results_file() -> None:

@@ -1,0 +1,62 @@
+"""A model in the shape of drama-base with random weights, and texts to encode with it, for benchmarks of speed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SOURCE = Path(__file__).parents[1] / "demo" / "source"  # its tokenizer
+SHAPE: dict[str, Any] = {
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 12, "head_dim": 64,
+    "intermediate_size": 3072, "vocab_size": 128_256,
+}  # fmt: skip
+MAX_LENGTH = 512
+
+
+def write_model(folder: Path) -> None:
+    """`model` in a folder: random weights, bidirectional, mean pooling, laid out like a trained retriever."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaModel
+
+    from drama_models.profile import Profile
+    from export.client_files import sentence_transformers_files
+    from training.start import write_start_folder
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(SOURCE)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    LlamaModel(LlamaConfig(**SHAPE, **ends, pad_token_id=tokenizer.pad_token_id)).save_pretrained(folder / "llama")
+    tokenizer.save_pretrained(folder / "llama")
+    model = folder / "model"
+    write_start_folder(folder / "llama", model, bidirectional=True)
+    profile = Profile(
+        hidden_size=SHAPE["hidden_size"],
+        bidirectional=True,
+        pooling="mean",
+        query_prompt="Query: ",
+        document_prompt="",
+        set_ends=False,
+        max_length=MAX_LENGTH,
+        normalise=True,
+        dims=(),
+    )
+    for name, content in sentence_transformers_files(profile).items():
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+def sample_texts(count: int) -> list[str]:
+    """Docstrings of the standard library, drawn with a fixed seed."""
+    from demo.environment import STANDARD_LIBRARY, installed_packages
+    from demo.public_names import public_entries, read_package
+
+    library = next(package for package in installed_packages() if package.name == STANDARD_LIBRARY)
+    entries = public_entries(read_package(library.root / "email", "email"))
+    for name in ("asyncio", "json", "logging", "unittest", "xml", "importlib", "concurrent", "http", "urllib"):
+        entries += public_entries(read_package(library.root / name, name))
+    texts = [entry.docstring for entry in entries]
+    chosen = np.random.default_rng(0).choice(len(texts), count, replace=count > len(texts))
+    return [texts[number] for number in chosen]
