@@ -6,8 +6,10 @@ learned: the demo's mask learning, slicing and recovery. magnitude: evenly space
 coordinates with the largest weights, equally many in each layer. random choice: the same numbers, drawn. random start:
 random weights in the target's shape. A budget counts tokens of both stages: what mask learning reads is taken off the
 recovery of `learned`. Its VARIANTS, which change the demo's settings of mask learning, run where `--methods` names
-them. Reads the demo's corpus (`make demo` first); finished runs are kept in the results file, each with its commit, and
-not run again. A plot is written beside it. Every process works on one thread.
+them. So do `learned units` and `random units`, which tell what is left of the choice when all start from the source
+without the one layer that alone is missed least. Reads the demo's corpus (`make demo` first); finished runs are kept in
+the results file, each with its commit, and not run again. A plot is written beside it. Every process works on one
+thread.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METHODS = ("learned", "magnitude", "random choice", "random start")
+UNITS = ("learned units", "random units")  # the layer is given
+SHALLOW = "shallow"  # folder of the source without that layer
 DAMPED = {
     "steps": 480, "batch_size": 1, "warmup_steps": 20, "sparsity_warmup_steps": 200, "mask_learning_rate": 0.3,
     "linear_multiplier_factor": 0.1,
@@ -59,6 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # of the demo's mask learning
     "trained weights": {"learning_rate": 3e-4},
     "damped": DAMPED,  # half the tokens, twice the draws, multipliers that do not run ahead
     "damped, slow gates": DAMPED | {"mask_learning_rate": 0.1},
+    "learned units": DAMPED,
 }
 DOMAIN, SLICED = "documentation", "sliced"
 
@@ -102,18 +107,31 @@ def magnitudes(shape: BackboneShape) -> dict[str, Tensor]:
     return scores
 
 
-def write_start(method: str, out: Path, seed: int) -> None:
-    """Folder in the target's shape by one of the methods that read no text."""
-    source = BackboneShape.of(AutoConfig.from_pretrained(SOURCE))
+def write_shallow(without: Sequence[float], out: Path) -> None:
+    """The source without the layer that alone is missed least.
+
+    Args:
+        without: perplexity without each layer.
+        out: folder to make.
+    """
+    shape = BackboneShape.of(AutoConfig.from_pretrained(SOURCE))
+    values = {name: torch.ones(size) for name, size in mask_shapes(shape).items()}
+    values["layer"][without.index(min(without))] = 0
+    slice_folder(SOURCE, values, out, {})
+
+
+def write_start(method: str, out: Path, seed: int, model: Path) -> None:
+    """Folder in the target's shape by one of the methods that read no text, cut from a model."""
+    source = BackboneShape.of(AutoConfig.from_pretrained(model))
     target = source.cut_to(load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml").target)
     generator = torch.Generator().manual_seed(seed)
     if method == "magnitude":
         layers = torch.linspace(0, source.num_layers - 1, target.num_layers).round().long()
-        slice_folder(SOURCE, chosen_masks(magnitudes(source), target, layers), out, {"method": method})
+        slice_folder(model, chosen_masks(magnitudes(source), target, layers), out, {"method": method})
         return
     scores = {name: torch.rand(size, generator=generator) for name, size in mask_shapes(source).items()}
     layers = torch.randperm(source.num_layers, generator=generator)[: target.num_layers].sort().values
-    slice_folder(SOURCE, chosen_masks(scores, target, layers), out, {"method": method, "seed": seed})
+    slice_folder(model, chosen_masks(scores, target, layers), out, {"method": method, "seed": seed})
     if method == "random start":
         torch.manual_seed(seed)
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(out)).save_pretrained(out)
@@ -125,7 +143,13 @@ def mask_recipe(method: str, seed: int, work: Path) -> tuple[LearnMasksRecipe, G
     settings = {"gates": GATES} | VARIANTS[method]
     gates = settings.pop("gates")
     recipe = load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml")
-    return replace(recipe, out=work / f"masks of {method} {seed}", seed=seed, save_every=10_000, **settings), gates
+    settings |= {"model": cut_from(method, work), "out": work / f"masks of {method} {seed}"}
+    return replace(recipe, seed=seed, save_every=10_000, **settings), gates
+
+
+def cut_from(method: str, work: Path) -> Path:
+    """The model that a method starts from."""
+    return work / SHALLOW if method in UNITS else SOURCE
 
 
 def make_start(method: str, seed: int, work: Path) -> dict[str, Any]:
@@ -135,14 +159,15 @@ def make_start(method: str, seed: int, work: Path) -> dict[str, Any]:
     kept: dict[str, Any] = {"commit": machine_record()["commit"]}
     out = work / f"{method} {seed}"
     if method not in VARIANTS:
-        write_start(method, out, seed)
+        write_start(method, out, seed, cut_from(method, work))
         return kept
     learn, gates = mask_recipe(method, seed, work)
     sizes = learn_masks(learn)["figures"]["expected_sizes"]
     values = load_masks(learn.out, gates=gates, force=True)  # a variant that misses its sizes is there to be seen
     slice_folder(learn.out, values, out, {})
     kept["expected_sizes"] = {name: round(size["expected"], 1) for name, size in sizes.items()}
-    return kept | {"dropped_layers": (values["layer"] == 0).nonzero().flatten().tolist()}
+    dropped = {"dropped_layers": (values["layer"] == 0).nonzero().flatten().tolist()} if "layer" in values else {}
+    return kept | dropped
 
 
 def recover_start(method: str, seed: int, budget: int, work: Path) -> dict[str, float]:
@@ -181,12 +206,12 @@ def source_perplexities() -> dict[str, Any]:
 def parse_options() -> argparse.Namespace:
     """What to run and where to keep it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    known = ", ".join(dict.fromkeys([*METHODS, *VARIANTS]))
+    known = ", ".join(dict.fromkeys([*METHODS, *VARIANTS, *UNITS]))
     parser.add_argument(
         "--methods",
         nargs="+",
         default=list(METHODS),
-        choices=[*METHODS, *VARIANTS],
+        choices=[*METHODS, *VARIANTS, *UNITS],
         metavar="METHOD",
         help=f"any of: {known}; default: the first {len(METHODS)}",
     )
@@ -245,6 +270,7 @@ def complete(record: dict[str, Any], options: argparse.Namespace) -> None:
     context = multiprocessing.get_context("spawn")
     with TemporaryDirectory() as folder, ProcessPoolExecutor(options.processes, context) as pool:
         work = Path(folder)
+        write_shallow(record["source_perplexity_without_layer"], work / SHALLOW)
         for make, tasks in stages:
             running = {pool.submit(make, *task, work): task for task in tasks}
             for future in as_completed(running):
