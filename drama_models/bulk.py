@@ -1,6 +1,6 @@
 """Encoding a whole corpus to shards on disk, in constant memory, resumable after a kill at the first missing shard.
 
-OUT/job.json              what the vectors depend on: model, dim, shard size, precision
+OUT/job.json              what the vectors depend on: model, dim, shard size, precision stored and computed in
 OUT/ranges.npy            for eight bits, of the first documents; see `drama_models.quantisation`
 OUT/00000.npy             vectors of the first documents, (shard size, dim), float32, or codes of another precision
 OUT/00000.json            their ids, and a hash of the texts they were made from; written after the vectors
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from drama_models.quantisation import EmbeddingPrecision
 
 JOB, MANIFEST, RANGES = "job.json", "manifest.json", "ranges.npy"
+JOB_DEFAULTS = {"precision": "float32", "computed_in": "fp32"}
 SHARD_DOCUMENTS = 8192
 RANGES_DOCUMENTS = 2048  # that the ranges of eight bits are taken from
 LINE_EVERY_S = 10.0  # where there is no terminal for a bar
@@ -77,7 +78,8 @@ def encode_shards(
     out.mkdir(parents=True, exist_ok=True)
     identity = model or ModelIdentity.of(encoder)
     job = {"model": asdict(identity), "dim": encoder.dim, "shard_documents": shard_documents}
-    job |= {"precision": precision} if precision != "float32" else {}
+    asked = {"precision": precision, "computed_in": encoder.document_encoder.runtime.precision}
+    job |= {name: value for name, value in asked.items() if value != JOB_DEFAULTS[name]}
     _check_job(out, job)
     shards, ranges = [], None
     with _Progress(total, shown=show_progress) as progress, _one_warning_about_cut_texts():
@@ -241,9 +243,8 @@ def _check_job(out: Path, job: dict[str, Any]) -> None:
     if not path.is_file():
         _write_json(path, job)
         return
-    known = json.loads(path.read_text(encoding="utf-8"))
-    job = {"precision": "float32"} | job
-    differing = [key for key in job if ({"precision": "float32"} | known).get(key) != job[key]]
+    known, job = JOB_DEFAULTS | json.loads(path.read_text(encoding="utf-8")), JOB_DEFAULTS | job
+    differing = [key for key in job if known.get(key) != job[key]]
     if differing:
         raise CollectionError(
             f"{out} holds vectors with another {differing[0]} ({known.get(differing[0])}, not {job[differing[0]]}); "

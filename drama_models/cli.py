@@ -11,7 +11,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from drama_models.bm25 import BM25
 from drama_models.bm25 import FOLDER as BM25_FOLDER
@@ -26,6 +26,7 @@ from drama_models.index_folder import IDS as INDEX_IDS
 from drama_models.index_kinds import KINDS, chosen_kind
 from drama_models.quantisation import PRECISIONS
 from drama_models.retriever import Retriever
+from drama_models.runtimes.choice import Precision, RuntimeName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -169,8 +170,9 @@ def _parser() -> argparse.ArgumentParser:
     def command(function: Callable[[argparse.Namespace], Answer]) -> argparse.ArgumentParser:
         added = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
         added.set_defaults(command=function)
+        added.add_argument("--runtime", choices=get_args(RuntimeName), default="auto", help="default: auto")
         added.add_argument(
-            "--runtime", choices=("auto", "torch", "onnx", "onnx-file"), default="auto", help="default: auto"
+            "--precision", choices=get_args(Precision), default="auto", help="that it computes in; default: auto, fp32"
         )
         added.add_argument("--device", help="for torch, such as cuda; default: a GPU if there is one")
         added.add_argument("--max-length", type=int, help="tokens kept of each text; default: the model's limit")
@@ -233,6 +235,7 @@ def _encoder(options: argparse.Namespace) -> Encoder:
         options.model,
         document_model=options.document_model,
         runtime=options.runtime,
+        precision=options.precision,
         dim=options.dim,
         max_length=options.max_length,
         device=options.device,

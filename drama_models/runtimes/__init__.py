@@ -17,6 +17,8 @@ class Runtime(Protocol):
     name: str
     description: str
     """What computes, in which precision; shown to whoever asks what "auto" chose."""
+    precision: str
+    """fp32, bf16, fp16 or int8: vectors of different ones should not be mixed."""
     batch_tokens: int
     """Tokens in a batch that it is fastest with."""
 

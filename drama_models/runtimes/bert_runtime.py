@@ -39,7 +39,7 @@ class BertOnnxRuntime:
         ModelFolderError: weights missing, damaged or of the wrong shape, or a BERT that the graph does not know.
     """
 
-    name = "onnx"
+    name, precision = "onnx", "fp32"
     batch_tokens, packed = BATCH_TOKENS, True
 
     def __init__(self, folder: Path, profile: Profile, threads: int | None = None) -> None:

@@ -108,7 +108,7 @@ def open_int8(
         samples = [ids[:SAMPLE_TOKENS] for ids in tokenise(texts) if len(ids)]
         tensors, report = conversion.convert(samples, min_cosine)
         _write(path, tensors, report)
-    return LlamaOnnxRuntime(conversion.encoder(tensors), profile.pooling, str(report), count)
+    return LlamaOnnxRuntime(conversion.encoder(tensors), profile.pooling, "int8", count, str(report))
 
 
 class Conversion:

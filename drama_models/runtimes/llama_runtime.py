@@ -101,16 +101,17 @@ class LlamaOnnxRuntime:
     Args:
         encoder: computes the hidden states.
         pooling: of the model's profile.
-        precision: for the description.
+        precision: that it computes in.
         threads: for the description.
+        report: what else is to be said of the precision.
     """
 
     name = "onnx"
     batch_tokens, packed = BATCH_TOKENS, True
 
-    def __init__(self, encoder: LlamaEncoder, pooling: Pooling, precision: str, threads: int) -> None:
-        self._encoder, self._pooling = encoder, pooling
-        self.description = f"ONNX Runtime from safetensors, {precision}, threads: {threads}"
+    def __init__(self, encoder: LlamaEncoder, pooling: Pooling, precision: str, threads: int, report: str = "") -> None:
+        self._encoder, self._pooling, self.precision = encoder, pooling, precision
+        self.description = f"ONNX Runtime from safetensors, {report or precision}, threads: {threads}"
 
     @classmethod
     def from_folder(cls, folder: Path, profile: Profile, threads: int | None = None) -> LlamaOnnxRuntime:

@@ -37,7 +37,7 @@ class OnnxRuntime:
     """
 
     batch_tokens, packed = BATCH_TOKENS, False
-    name, description = "onnx", f"ONNX Runtime on {ONNX_GRAPH}"
+    name, precision, description = "onnx", "fp32", f"ONNX Runtime on {ONNX_GRAPH}"
 
     def __init__(self, folder: Path, profile: Profile, threads: int | None = None) -> None:
         path = folder / ONNX_GRAPH

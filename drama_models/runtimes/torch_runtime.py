@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 BATCH_TOKENS = 1024  # the sweet spot of two CPU cores, larger is no faster there
 GPU_BATCH_TOKENS = 16_384
 
@@ -75,6 +75,7 @@ class TorchRuntime:
         self._load = partial(load_backend, folder, profile, dtype=getattr(torch, dtype), compiled=compile)
         self.device = self._settle(device)
         layout = "packed" if self.packed else "padded"
+        self.precision = DTYPES[dtype]
         self.description = f"torch, {dtype}, {layout}, on {self.device}"
         self.batch_tokens = BATCH_TOKENS if self.device == "cpu" else GPU_BATCH_TOKENS
         if self.device == "cpu" and dtype != "float32" and not train_in_bf16("auto"):

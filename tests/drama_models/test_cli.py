@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from drama_models import Collection, Encoder, Index, evaluate
+from drama_models.bulk import read_shards
 from drama_models.cli import main
 from drama_models.evaluation import read_run
 from drama_models.index_kinds import HNSW
@@ -76,6 +78,24 @@ def test_a_shorter_dimension_is_used_throughout(
     encoder = Encoder.from_pretrained(release_folder, dim=16)
     expected = Index.load(index).search(encoder.encode_queries("digest"), 10)[0]
     assert [hit["id"] for hit in found] == [key for key, _ in expected]
+
+
+def test_vectors_of_another_precision_are_not_mixed(
+    release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["encode", str(release_folder), str(collection_folder), str(tmp_path / "vectors"), "--precision"]
+    assert main([*words, "int8"]) == 0
+    texts = [document.content for document in Collection(collection_folder).documents()]
+    expected, exact = (
+        Encoder.from_pretrained(release_folder, precision=precision).encode_documents(texts)
+        for precision in ("int8", "fp32")
+    )
+    ((_, found),) = read_shards(tmp_path / "vectors")
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(found - exact).max() > 1e-5
+    assert main([*words, "fp32"]) == 2
+    assert "another computed_in (int8, not fp32)" in capsys.readouterr().err
+    assert main([*words, "int8"]) == 0
 
 
 def test_an_index_of_another_kind_from_vectors_and_from_an_index(
