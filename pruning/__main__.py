@@ -57,6 +57,14 @@ def _tokenise(arguments: list[str]) -> str:
     return f"made {recipe.out}: {tokens:,} training tokens in {len(corpus.domains)} domains"
 
 
+def _drop_layers(arguments: list[str]) -> str:
+    from pruning.drop_layers import DropLayersRecipe, drop_layers
+
+    recipe = parse_recipe(DropLayersRecipe, arguments, command="python -m pruning drop-layers")
+    kept = ", ".join(map(str, drop_layers(recipe)["figures"]["kept_layers"]))
+    return f"made {recipe.out}: layers {kept}; next: python -m pruning learn-masks --model {recipe.out} ..."
+
+
 def _learn_masks(arguments: list[str]) -> str:
     from pruning.learn_masks import LearnMasksRecipe, learn_masks
 
@@ -134,6 +142,7 @@ COMMANDS = {
     "run": (_run, "all stages from a source to a backbone, by a preset or a recipe"),
     "tokenise": (_tokenise, "text domains to a tokenised corpus"),
     "expand-kv-heads": (_expand_kv_heads, "grouped-query to multi-head, same function"),
+    "drop-layers": (_drop_layers, "leave out the layers that are missed least"),
     "learn-masks": (_learn_masks, "learn which units go"),
     "slice": (_slice, "cut a model to its masks"),
     "reference-loss": (_reference_loss, "what each domain's loss should come down to"),

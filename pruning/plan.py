@@ -37,6 +37,8 @@ class Plan:
     source: BackboneShape
     expanded: BackboneShape | None
     """Shape after KV heads are expanded, None where they stay."""
+    shallow: BackboneShape | None
+    """Shape after layers are dropped, None where their gates are learned."""
     target: BackboneShape
     vocabulary: int
     tied: bool
@@ -46,11 +48,16 @@ class Plan:
     @property
     def trained(self) -> BackboneShape:
         """The shape that masks are learned on."""
-        return self.expanded or self.source
+        return self.shallow or self.expanded or self.source
 
     def lines(self) -> list[str]:
         """The plan as text."""
-        stages = [("source", self.source), ("expanded", self.expanded), ("target", self.target)]
+        stages = [
+            ("source", self.source),
+            ("expanded", self.expanded),
+            ("shallow", self.shallow),
+            ("target", self.target),
+        ]
         rows = [_row(name, shape, self.vocabulary, tied=self.tied) for name, shape in stages if shape]
         memory = [
             (name, shape.total_parameters(self.vocabulary, tied=self.tied) * TRAINED_BYTES / GIB)
@@ -80,11 +87,14 @@ def plan(recipe: PlanRecipe) -> Plan:
     expand = wanted.expand_kv_heads and source.num_kv_heads != source.num_heads
     expanded = replace(source, num_kv_heads=source.num_heads) if expand else None
     masks, recovery = wanted.learn_masks, wanted.recover
+    target = (expanded or source).cut_to(masks.target)
+    drop = wanted.drop_layers is not None and target.num_layers != source.num_layers
     return Plan(
         origin=wanted.origin,
         source=source,
         expanded=expanded,
-        target=(expanded or source).cut_to(masks.target),
+        shallow=replace(expanded or source, num_layers=target.num_layers) if drop else None,
+        target=target,
         vocabulary=config.vocab_size,
         tied=bool(config.tie_word_embeddings),
         mask_tokens=masks.steps * masks.batch_size * masks.sequence_length,

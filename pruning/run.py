@@ -1,6 +1,7 @@
 """All stages from a source model to a backbone, one folder each below `out`; a stage that is done is not done again.
 
 expanded/   the source with one KV head for each query head (where the recipe asks for it)
+shallow/    without the layers that are missed least (where the recipe asks for it)
 masks/      learned masks with the full-size weights
 sliced/     cut to the target shape
 backbone/   after continued pretraining
@@ -18,6 +19,7 @@ from drama_models.errors import TrainingError
 from drama_models.folders import sha256_of_folder
 from drama_models.provenance import plain_settings, read_provenance
 from pruning.distributed import world_size
+from pruning.drop_layers import DropLayersRecipe, DropLayersSettings, drop_layers
 from pruning.kv_heads import expand_folder
 from pruning.language_modelling import StageFolders
 from pruning.learn_masks import Gates, LearnMasksRecipe, LearnMasksSettings, learn_masks, load_masks
@@ -40,6 +42,8 @@ class RunRecipe(StageFolders):
     """Where the target comes from, in words."""
     expand_kv_heads: bool = False
     """Whether grouped KV heads are first expanded, exactly, to one for each query head."""
+    drop_layers: DropLayersSettings | None = None
+    """How layers are measured, to be dropped before masks are learned; by default their gates are learned too."""
     learn_masks: LearnMasksSettings = field(default_factory=LearnMasksSettings)
     """Settings of the mask stage, the target among them."""
     recover: RecoverSettings = field(default_factory=RecoverSettings)
@@ -71,11 +75,7 @@ def run(recipe: RunRecipe) -> BackboneShape:
             "`run` drives one process; to train on several, start learn-masks and recover with torchrun, one by one."
         )
     source = BackboneShape.of(read_config(recipe.model))
-    model = recipe.model
-    if recipe.expand_kv_heads and source.num_kv_heads != source.num_heads:
-        model = recipe.out / "expanded"
-        wanted = {"num_kv_heads": source.num_heads}
-        _stage(model, {"model": recipe.model}, wanted, lambda: expand_folder(recipe.model, model, source.num_heads))
+    model = _prepared(recipe, source)
     masks, sliced = recipe.out / "masks", recipe.out / "sliced"
     texts: dict[str, Any] = {"model": model, "corpus": recipe.corpus}
     learn = LearnMasksRecipe(out=masks, **texts, **vars(recipe.learn_masks))
@@ -88,6 +88,24 @@ def run(recipe: RunRecipe) -> BackboneShape:
     again = RecoverRecipe(out=recipe.backbone, **(vars(recipe.recover) | texts))
     _stage(recipe.backbone, texts, again, lambda: recover(again))
     return BackboneShape.of(read_config(recipe.backbone))
+
+
+def _prepared(recipe: RunRecipe, source: BackboneShape) -> Path:
+    """The model that masks are learned on: the source, or what the recipe asks to be made of it first."""
+    model, layers = recipe.model, recipe.learn_masks.target.num_layers
+    if recipe.expand_kv_heads and source.num_kv_heads != source.num_heads:
+        expanded, heads = recipe.out / "expanded", source.num_heads
+        inputs, settings = {"model": model}, {"num_kv_heads": heads}
+        _stage(expanded, inputs, settings, lambda: expand_folder(recipe.model, expanded, heads))
+        model = expanded
+    if recipe.drop_layers is not None and layers is not None and layers != source.num_layers:
+        inputs = {"model": model, "corpus": recipe.corpus}
+        drop = DropLayersRecipe(
+            out=recipe.out / "shallow", num_layers=layers, model=model, corpus=recipe.corpus, **vars(recipe.drop_layers)
+        )
+        _stage(drop.out, inputs, drop, lambda: drop_layers(drop))
+        model = drop.out
+    return model
 
 
 def _stage(out: Path, inputs: Mapping[str, Path], recipe: object, make: Callable[[], object]) -> None:

@@ -103,7 +103,14 @@ def sliced_config(config: Mapping[str, Any], shape: BackboneShape) -> dict[str, 
 
 
 def slice_folder(
-    source: str | Path, values: Mapping[str, Tensor], out: str | Path, recipe: Mapping[str, Any]
+    source: str | Path,
+    values: Mapping[str, Tensor],
+    out: str | Path,
+    recipe: object,
+    *,
+    stage: str = "pruning.slice",
+    inputs: Mapping[str, Path] | None = None,
+    figures: Mapping[str, Any] | None = None,
 ) -> BackboneShape:
     """Write the sliced model as a new folder.
 
@@ -112,6 +119,9 @@ def slice_folder(
         values: deterministic mask values by dimension, shapes as in `pruning.masks`.
         out: folder to make.
         recipe: settings to record in its provenance.
+        stage: that is recorded.
+        inputs: what else was read, by role.
+        figures: what else is to be recorded.
 
     Returns:
         The shape of the result.
@@ -131,14 +141,13 @@ def slice_folder(
             for name, weight in read_weights(source)
             if (new_name := renumbered(name, layers)) is not None and not (masks.tied and name == "lm_head.weight")
         )
-        figures = {"parameters": write_weights(partial / WEIGHTS, cut), "kept_layers": layers}
+        made = {"parameters": write_weights(partial / WEIGHTS, cut), "kept_layers": layers} | dict(figures or {})
         copy_other_files(Path(source), partial)
         settings = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
         text = json.dumps(sliced_config(settings, target), indent=2)
         (partial / "config.json").write_text(text + "\n", encoding="utf-8")
-        write_provenance(
-            partial, stage="pruning.slice", recipe=recipe, inputs={"model": source}, figures=figures, parent=source
-        )
+        read = {"model": source} | dict(inputs or {})
+        write_provenance(partial, stage=stage, recipe=recipe, inputs=read, figures=made, parent=source)
     return target
 
 
