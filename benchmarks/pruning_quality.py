@@ -6,8 +6,8 @@ learned: the demo's mask learning, slicing and recovery. magnitude: evenly space
 coordinates with the largest weights, equally many in each layer. random choice: the same numbers, drawn. random start:
 random weights in the target's shape. A budget counts tokens of both stages: what mask learning reads is taken off the
 recovery of `learned`. Its VARIANTS, which change the demo's settings of mask learning, run where `--methods` names
-them. So do `learned units` and `random units`, which tell what is left of the choice when all start from the source
-without the one layer that alone is missed least. Reads the demo's corpus (`make demo` first); finished runs are kept in
+them. So do `learned units` and `random units`: the layer is dropped by `pruning.drop_layers` first, whose tokens count
+too, and the rest is learned, or drawn. Reads the demo's corpus (`make demo` first); finished runs are kept in
 the results file, each with its commit, and not run again. A plot is written beside it. Every process works on one
 thread.
 """
@@ -36,8 +36,10 @@ from benchmarks.machine import machine_record, write_result
 from demo.stages import GATES, RECIPES, SOURCE
 from drama_models.errors import CorpusError
 from drama_models.progress import hide_loading_bars
+from drama_models.provenance import read_provenance
 from drama_models.recipe import load_recipe
 from pruning.corpus import Corpus
+from pruning.drop_layers import DropLayersRecipe, DropLayersSettings, drop_layers
 from pruning.held_out import held_out_figures
 from pruning.learn_masks import Gates, LearnMasksRecipe, learn_masks, load_masks
 from pruning.masks import mask_shapes
@@ -51,8 +53,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METHODS = ("learned", "magnitude", "random choice", "random start")
-UNITS = ("learned units", "random units")  # the layer is given
-SHALLOW = "shallow"  # folder of the source without that layer
+UNITS = ("learned units", "random units")  # layers are measured first
+MEASURED = DropLayersSettings(sequences=8, sequence_length=128)
 DAMPED = {
     "steps": 480, "batch_size": 1, "warmup_steps": 20, "sparsity_warmup_steps": 200, "mask_learning_rate": 0.3,
     "linear_multiplier_factor": 0.1,
@@ -107,19 +109,6 @@ def magnitudes(shape: BackboneShape) -> dict[str, Tensor]:
     return scores
 
 
-def write_shallow(without: Sequence[float], out: Path) -> None:
-    """The source without the layer that alone is missed least.
-
-    Args:
-        without: perplexity without each layer.
-        out: folder to make.
-    """
-    shape = BackboneShape.of(AutoConfig.from_pretrained(SOURCE))
-    values = {name: torch.ones(size) for name, size in mask_shapes(shape).items()}
-    values["layer"][without.index(min(without))] = 0
-    slice_folder(SOURCE, values, out, {})
-
-
 def write_start(method: str, out: Path, seed: int, model: Path) -> None:
     """Folder in the target's shape by one of the methods that read no text, cut from a model."""
     source = BackboneShape.of(AutoConfig.from_pretrained(model))
@@ -143,13 +132,20 @@ def mask_recipe(method: str, seed: int, work: Path) -> tuple[LearnMasksRecipe, G
     settings = {"gates": GATES} | VARIANTS[method]
     gates = settings.pop("gates")
     recipe = load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml")
-    settings |= {"model": cut_from(method, work), "out": work / f"masks of {method} {seed}"}
+    settings |= {"model": cut_from(method, seed, work), "out": work / f"masks of {method} {seed}"}
     return replace(recipe, seed=seed, save_every=10_000, **settings), gates
 
 
-def cut_from(method: str, work: Path) -> Path:
-    """The model that a method starts from."""
-    return work / SHALLOW if method in UNITS else SOURCE
+def cut_from(method: str, seed: int, work: Path) -> Path:
+    """The model that a method starts from: the source, or the source without the layers that it misses least."""
+    if method not in UNITS:
+        return SOURCE
+    out, learn = work / f"shallow {method} {seed}", load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml")
+    if not out.is_dir() and learn.target.num_layers is not None:
+        settings = vars(replace(MEASURED, seed=seed))
+        folders: dict[str, Any] = {"model": SOURCE, "corpus": learn.corpus, "out": out}
+        drop_layers(DropLayersRecipe(num_layers=learn.target.num_layers, **folders, **settings))
+    return out
 
 
 def make_start(method: str, seed: int, work: Path) -> dict[str, Any]:
@@ -159,15 +155,24 @@ def make_start(method: str, seed: int, work: Path) -> dict[str, Any]:
     kept: dict[str, Any] = {"commit": machine_record()["commit"]}
     out = work / f"{method} {seed}"
     if method not in VARIANTS:
-        write_start(method, out, seed, cut_from(method, work))
-        return kept
+        write_start(method, out, seed, cut_from(method, seed, work))
+        return kept | measured_layers(method, seed, work)
     learn, gates = mask_recipe(method, seed, work)
     sizes = learn_masks(learn)["figures"]["expected_sizes"]
     values = load_masks(learn.out, gates=gates, force=True)  # a variant that misses its sizes is there to be seen
     slice_folder(learn.out, values, out, {})
     kept["expected_sizes"] = {name: round(size["expected"], 1) for name, size in sizes.items()}
-    dropped = {"dropped_layers": (values["layer"] == 0).nonzero().flatten().tolist()} if "layer" in values else {}
-    return kept | dropped
+    if "layer" not in values:
+        return kept | measured_layers(method, seed, work)
+    return kept | {"dropped_layers": (values["layer"] == 0).nonzero().flatten().tolist()}
+
+
+def measured_layers(method: str, seed: int, work: Path) -> dict[str, Any]:
+    """Which layers were dropped by measuring, and the tokens that this read; nothing where layers were not measured."""
+    if method not in UNITS:
+        return {}
+    figures = (read_provenance(cut_from(method, seed, work)) or {})["figures"]
+    return {"dropped_layers": [each["dropped"] for each in figures["losses"]], "measuring_tokens": figures["tokens"]}
 
 
 def recover_start(method: str, seed: int, budget: int, work: Path) -> dict[str, float]:
@@ -176,12 +181,11 @@ def recover_start(method: str, seed: int, budget: int, work: Path) -> dict[str, 
     torch.set_num_threads(1)
     start = work / f"{method} {seed}"
     recipe = replace(load_recipe(RecoverRecipe, RECIPES / "recover.yaml"), model=start, seed=seed, save_every=10_000)
+    spent = measured_layers(method, seed, work).get("measuring_tokens", 0)
     if method in VARIANTS:
         learn, _ = mask_recipe(method, seed, work)
-        spent = learn.steps * learn.batch_size * learn.sequence_length
-        left = budget - spent // (recipe.batch_size * recipe.sequence_length)
-    else:
-        left = budget
+        spent += learn.steps * learn.batch_size * learn.sequence_length
+    left = budget - spent // (recipe.batch_size * recipe.sequence_length)
     figures = recover(replace(recipe, steps=left, out=work / f"{method} {seed} {budget}"))["figures"]
     points = {SLICED: figures["held_out_before"], str(budget): figures["held_out"]}
     return {point: round(found[DOMAIN]["perplexity"], 2) for point, found in points.items()}
@@ -270,7 +274,6 @@ def complete(record: dict[str, Any], options: argparse.Namespace) -> None:
     context = multiprocessing.get_context("spawn")
     with TemporaryDirectory() as folder, ProcessPoolExecutor(options.processes, context) as pool:
         work = Path(folder)
-        write_shallow(record["source_perplexity_without_layer"], work / SHALLOW)
         for make, tasks in stages:
             running = {pool.submit(make, *task, work): task for task in tasks}
             for future in as_completed(running):
