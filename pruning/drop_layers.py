@@ -85,7 +85,8 @@ def drop_layers(recipe: DropLayersRecipe) -> dict[str, Any]:
     model: Any = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     batches = list(DataLoader(data, recipe.batch_size))
-    kept, losses = list(range(shape.num_layers)), []
+    kept = list(range(shape.num_layers))
+    losses: list[dict[str, Any]] = []
     while len(kept) > recipe.num_layers:
         without = losses_without(model, kept, batches)
         least = min(without, key=lambda layer: without[layer])
