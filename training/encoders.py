@@ -17,13 +17,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from torch import Tensor
 
 from drama_models.attention import PACKED, enable_packing, first_position, pack, sees_later_tokens
-from drama_models.errors import AttentionDirectionError, MissingExtraError
+from drama_models.errors import AttentionDirectionError, MissingExtraError, TrainingError
+from drama_models.layout import find_layouts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 Kind = Literal["query", "document"]
 KINDS: tuple[Kind, ...] = ("query", "document")
 POOLING_MODES = {"mean": "mean", "last": "lasttoken", "cls": "cls"}  # our words, sentence-transformers' words
+ADAPTERS = "adapter_model.safetensors"  # peft's name
 UNTRAINED = "pooler"  # BERT's head over its first token, which no embedding goes through
 
 
@@ -169,6 +173,35 @@ def backbones(model: SentenceTransformer) -> list[Any]:
     """The transformers models inside, one for each set of weights."""
     found = [cast(Any, transformer.auto_model) for transformer in _transformers(model)]
     return found[:1] if found[0] is found[1] else found
+
+
+def load_adapters(model: SentenceTransformer, checkpoint: Path) -> None:
+    """Put the low-rank updates of a checkpoint in place of the model's own.
+
+    sentence-transformers opens the whole checkpoint for this, with a second backbone, and of two encoders it looks for
+    each backbone in a subfolder of where that is.
+
+    Args:
+        model: of `build_encoder` with LoRA.
+        checkpoint: folder that such a model was saved to.
+
+    Raises:
+        TrainingError: the checkpoint does not hold the updates of this model.
+    """
+    from peft import set_peft_model_state_dict
+
+    for backbone, layout in zip(backbones(model), find_layouts(checkpoint), strict=False):
+        path = layout.backbone / ADAPTERS
+        trained = {name for name, weight in backbone.named_parameters() if weight.requires_grad}
+        try:
+            loaded: Any = set_peft_model_state_dict(backbone, load_file(path))
+            whole = not loaded.unexpected_keys and trained.isdisjoint(loaded.missing_keys)
+        except (OSError, SafetensorError, RuntimeError):  # not there, not to be read, of other shapes
+            whole = False
+        if not whole:
+            raise TrainingError(
+                f"{path} does not hold the updates of this model; remove {checkpoint} to go on from the one before it."
+            )
 
 
 def merge_lora(model: SentenceTransformer) -> None:

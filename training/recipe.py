@@ -146,10 +146,5 @@ class TrainRecipe:
             raise ValueError(f"epochs={self.epochs} must be positive, or left out for steps to count.")
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
             raise ValueError(f"chunk_tokens={self.chunk_tokens} must be at least 1; 16384 is a usual choice on a GPU.")
-        if self.encoder.lora and self.encoder.two_encoders:
-            raise ValueError(
-                "encoder.lora with two_encoders cannot go on from a checkpoint yet; train one encoder with lora, or "
-                "two without it."
-            )
         if not self.datasets:
             raise ValueError("datasets is empty; name at least one, with its collection and examples.")

@@ -7,6 +7,7 @@ first loss that is not finite, and checkpoints that are complete or absent.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,13 +20,12 @@ from drama_models import checkpoints
 from drama_models.errors import TrainingError
 from drama_models.hardware import train_in_bf16
 from drama_models.progress import ProgressLog
-from training.encoders import KINDS
+from training.encoders import KINDS, load_adapters
 from training.evaluation import METRIC, CollectionEvaluator
 from training.schedules import linear_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from sentence_transformers import SentenceTransformer
     from torch import nn
@@ -123,6 +123,16 @@ class RetrieverTrainer(SentenceTransformerTrainer):
 
     def _get_output_dir(self, trial: Any) -> str:  # noqa: ARG002
         return str(checkpoints.writing_folder(self.recipe.out))
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:  # type: ignore[override]
+        if self.recipe.encoder.lora:
+            load_adapters(getattr(self.model, "_orig_mod", self.model), Path(checkpoint_path))
+        else:
+            super()._load_from_checkpoint(checkpoint_path)
+
+    def _load_best_model(self) -> None:
+        """Fails where it cannot: the stock trainer would log that and keep the last weights, which are not the best."""
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -18,9 +18,9 @@ from transformers import BertConfig, BertModel, MistralConfig, MistralModel, Pre
 
 from drama_models import Encoder
 from drama_models.attention import PACKED
-from drama_models.errors import AttentionDirectionError, ModelFolderError
+from drama_models.errors import AttentionDirectionError, ModelFolderError, TrainingError
 from tests.conftest import TEXTS, make_tokenizer
-from training.encoders import EncoderRecipe, Kind, Lora, build_encoder, embed, merge_lora, tokenise
+from training.encoders import EncoderRecipe, Kind, Lora, build_encoder, embed, load_adapters, merge_lora, tokenise
 from training.start import write_start_folder
 
 SOME = [TEXTS[0], TEXTS[3] * 2, TEXTS[5], "short", TEXTS[0] + "!"]
@@ -46,6 +46,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "two llamas": ("llama", {"two_encoders": True}),
     "checkpointed llama": ("llama", {"gradient_checkpointing": True}),
     "llama with lora": ("llama", {"lora": Lora(rank=4, alpha=8, dropout=0.0)}),
+    "two berts with lora": ("bert", {"two_encoders": True, "lora": Lora(rank=4, alpha=8, dropout=0.0)}),
 }
 
 
@@ -157,8 +158,11 @@ def test_the_direction_is_what_the_recipe_says(backbones: dict[str, Path], tmp_p
         write_start_folder(backbones["bert"], tmp_path / "bert", bidirectional=False)
 
 
-def test_merged_lora_is_a_plain_folder_with_the_same_vectors(backbones: dict[str, Path], tmp_path: Path) -> None:
-    model = built(backbones, "llama with lora", tmp_path)
+@pytest.mark.parametrize("name", ["llama with lora", "two berts with lora"])
+def test_merged_lora_is_a_plain_folder_with_the_same_vectors(
+    name: str, backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    model = built(backbones, name, tmp_path)
     updates = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert updates
     assert all("lora_" in name for name in updates)
@@ -177,9 +181,35 @@ def test_merged_lora_is_a_plain_folder_with_the_same_vectors(backbones: dict[str
     assert (trained - before).abs().max() > 1e-2
     torch.testing.assert_close(merged, trained, atol=1e-4, rtol=1e-4)
     model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
-    assert not list((tmp_path / "saved").glob("adapter*"))
+    assert not list((tmp_path / "saved").rglob("adapter*"))
     loaded = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
-    np.testing.assert_allclose(loaded.encode(SOME), torch.nn.functional.normalize(merged).numpy(), atol=2e-5)
+    vectors = torch.nn.functional.normalize(merged).numpy()
+    np.testing.assert_allclose(loaded.encode(SOME, task="document"), vectors, atol=2e-5)
+    encoder = Encoder.from_pretrained(tmp_path / "saved", runtime="torch")
+    np.testing.assert_allclose(encoder.encode_documents(SOME), vectors, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["llama with lora", "two berts with lora"])
+def test_updates_are_read_back_from_a_checkpoint_of_this_model_alone(
+    name: str, backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    model, other = (built(backbones, name, tmp_path) for _ in range(2))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.normal_()
+    model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    load_adapters(other, tmp_path / "saved")
+    expected = model.state_dict()
+    assert all(torch.equal(weight, expected[key]) for key, weight in other.state_dict().items())
+    wider = built(backbones, name, tmp_path, lora=Lora(rank=8))
+    fewer = built(backbones, name, tmp_path, lora=Lora(rank=4, targets=("down_proj", "query")))
+    for stranger in (wider, fewer):
+        with pytest.raises(TrainingError, match=r"does not hold the updates of this model; remove .*saved to go on"):
+            load_adapters(stranger, tmp_path / "saved")
+    next((tmp_path / "saved").rglob("adapter_model.safetensors")).unlink()
+    with pytest.raises(TrainingError, match="does not hold the updates of this model"):
+        load_adapters(other, tmp_path / "saved")
 
 
 def test_bfloat16_autocast_trains_float32_weights(backbones: dict[str, Path], tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_a_killed_training_ends_as_if_left_alone(
                 "examples": str(examples_file),
             }
         ],
-        "encoder": {"max_length": 32, "lora": {"rank": 4, "dropout": 0.1}},
+        "encoder": {"max_length": 32, "two_encoders": True, "lora": {"rank": 4, "dropout": 0.1}},
         "objective": {"dims": [48, 16]},
         "steps": 16, "batch_size": 8, "negatives": 1, "chunk_tokens": 100, "learning_rate": 1e-3, "warmup_steps": 2,
         "log_every": 3, "save_every": 2, "precision": "fp32", "device": "cpu",
@@ -58,6 +58,9 @@ def test_a_killed_training_ends_as_if_left_alone(
         line.pop("elapsed_s")
     assert lines[0] == lines[1]
     assert lines[0][-1]["step"] == 16
-    theirs = load_file(cut / "model.safetensors")
-    for name, tensor in load_file(whole / "model.safetensors").items():
-        torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=0, msg=name)
+    written = [path.relative_to(whole) for path in sorted(whole.rglob("model.safetensors"))]
+    assert len(written) == 2
+    for path in written:
+        theirs = load_file(cut / path)
+        for name, tensor in load_file(whole / path).items():
+            torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=0, msg=f"{path}: {name}")

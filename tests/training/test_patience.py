@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import train_recipe
 from training import train as training
+from training.encoders import EncoderRecipe, Lora
 from training.evaluation import CollectionEvaluator, EvaluationRecipe
 
 VALUES = [0.5, 0.4, 0.45, 0.3, 0.9, 0.9, 0.9]  # stops at the fourth evaluation: three in a row below the first
@@ -20,9 +21,12 @@ class InterruptedRunError(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("moment", ["second evaluation", "third evaluation", "folder"])
+@pytest.mark.parametrize(
+    ("moment", "lora"), [("second evaluation", None), ("third evaluation", Lora(rank=4)), ("folder", None)]
+)
 def test_an_interrupted_run_loses_patience_where_it_would_have(
     moment: str,
+    lora: Lora | None,
     llama_folder: Path,
     collection_folder: Path,
     examples_file: Path,
@@ -31,6 +35,7 @@ def test_an_interrupted_run_loses_patience_where_it_would_have(
 ) -> None:
     recipe = replace(
         train_recipe(llama_folder, collection_folder, examples_file, tmp_path / "whole", steps=7),
+        encoder=EncoderRecipe(max_length=64, lora=lora),
         evaluation=EvaluationRecipe(collection=collection_folder, split="test", every=1, patience=3),
     )
     broken_at = {"second evaluation": 2, "third evaluation": 3}.get(moment)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from drama_models import Collection, Encoder, Index, Profile, Retriever, evaluate
@@ -20,7 +21,7 @@ from tests.conftest import TEXTS, train_recipe
 from training.data.datasets import DatasetRecipe
 from training.data.examples import TrainingExample, write_examples
 from training.data.supervision import RankWindows, Supervision, Teacher
-from training.encoders import EncoderRecipe, Lora, build_encoder
+from training.encoders import KINDS, EncoderRecipe, Kind, Lora, build_encoder, embed, tokenise
 from training.evaluation import CollectionEvaluator, EvaluationRecipe
 from training.recipe import ObjectiveRecipe, TrainRecipe
 from training.start import write_start_folder
@@ -99,6 +100,40 @@ def test_the_best_checkpoint_is_what_is_written_and_a_run_without_progress_stops
     queries, qrels = Collection(collection_folder).queries(), Collection(collection_folder).qrels("test")
     stock = evaluate(Retriever(encoder, index).run({key: queries[key] for key in qrels}, 100), qrels)
     assert again == pytest.approx(stock, abs=1e-6)  # exact search through another encoder and index
+
+
+@pytest.mark.parametrize("two_encoders", [False, True])
+def test_updates_of_the_best_checkpoint_are_what_the_folder_holds(
+    two_encoders: bool,
+    llama_folder: Path,
+    collection_folder: Path,
+    examples_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[int, dict[Kind, Tensor]] = {}
+
+    def evaluate(_: CollectionEvaluator, model: Any, *__: Any, steps: int = -1, **___: Any) -> dict[str, float]:
+        with torch.no_grad():
+            seen[steps] = {kind: embed(model, tokenise(model, TEXTS[:4], kind), kind) for kind in KINDS}
+        return {"ndcg@10": 0.9 if steps == 2 else 0.1, "recall@100": 0.0}
+
+    monkeypatch.setattr(CollectionEvaluator, "__call__", evaluate)
+    encoder = EncoderRecipe(
+        max_length=64, query_prompt="", normalise=False, two_encoders=two_encoders, lora=Lora(rank=4, dropout=0.0)
+    )
+    recipe = train_recipe(
+        llama_folder, collection_folder, examples_file, tmp_path / "made", encoder=encoder, learning_rate=1e-2,
+        evaluation=EvaluationRecipe(collection=collection_folder, split="test", every=1),
+    )  # fmt: skip
+    assert train(recipe)["figures"]["best_step"] == 2
+    assert not list((tmp_path / "made").rglob("adapter*"))
+    made = Encoder.from_pretrained(tmp_path / "made", runtime="torch")
+    vectors = {"query": made.encode_queries(TEXTS[:4]), "document": made.encode_documents(TEXTS[:4])}
+    for kind, best in seen[2].items():
+        torch.testing.assert_close(torch.tensor(vectors[kind]), best, atol=1e-4, rtol=1e-4)  # merged, so rounded
+        assert (best - seen[4][kind]).abs().max() > 1e-2
+    assert torch.equal(seen[2]["query"], seen[2]["document"]) != two_encoders
 
 
 def test_a_batch_is_prompted_texts_of_the_collection(
@@ -200,11 +235,6 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_queries(
 def test_recipes_refuse_nonsense(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         train_recipe(tmp_path, tmp_path, tmp_path, tmp_path, **changes)
-
-
-def test_lora_of_two_encoders_is_refused_before_it_cannot_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="train one encoder with lora, or two without it"):
-        train_recipe(tmp_path, tmp_path, tmp_path, tmp_path, encoder=EncoderRecipe(two_encoders=True, lora=Lora()))
 
 
 def test_objectives_refuse_nonsense() -> None:
