@@ -20,7 +20,7 @@ import numpy as np
 
 from drama_models.collection import Collection
 from drama_models.errors import CollectionError, ModelFolderError
-from drama_models.folders import atomic_file, sha256_of_file
+from drama_models.folders import atomic_file, sha256_of_file, sha256_of_folder
 from training.augment.chunk import load_tokenizer
 from training.augment.llm import ChatClient, ChatRequest, Endpoint, Sampling
 from training.augment.runs import read_queries, run_lines, stream_run, write_in_parts, write_record
@@ -282,6 +282,11 @@ class CrossEncoderReranker:
         return [list(islice(remaining, len(texts))) for texts in passages]
 
 
+def cross_encoder_identity(cross_encoder: str) -> str:
+    """What tells a cross-encoder from every other one: a hash of its folder's files, or its name on the hub."""
+    return sha256_of_folder(cross_encoder) if Path(cross_encoder).is_dir() else cross_encoder
+
+
 def rerank(recipe: RerankRecipe) -> RerankFigures:
     """Write the run in its new order. A killed call goes on; answers that were paid for are not asked for again.
 
@@ -295,10 +300,11 @@ def rerank(recipe: RerankRecipe) -> RerankFigures:
     if first is None:
         raise CollectionError(f"{recipe.run} is empty; make it with `python -m training mine`.")
     lists = chain([first], lists)
-    name = recipe.llm.model if recipe.llm else Path(str(recipe.cross_encoder)).name
+    model_name = recipe.llm.model if recipe.llm else Path(str(recipe.cross_encoder)).name
+    name = "-".join(model_name.split()) or "cross-encoder"
     passages = _Passages(recipe)
     if recipe.llm is not None:
-        figures = _rerank_listwise(recipe, recipe.llm, lists, passages, "-".join(name.split()))
+        figures = _rerank_listwise(recipe, recipe.llm, lists, passages, name)
     else:
         model = CrossEncoderReranker(
             str(recipe.cross_encoder), max_length=recipe.max_length, batch_size=recipe.batch_size, device=recipe.device
@@ -313,7 +319,7 @@ def rerank(recipe: RerankRecipe) -> RerankFigures:
 
         job = {
             "corpus": sha256_of_file(Collection(recipe.collection).corpus_file),
-            "cross_encoder": recipe.cross_encoder,
+            "cross_encoder": cross_encoder_identity(str(recipe.cross_encoder)),
             "max_length": recipe.max_length,
         }
         count = write_in_parts(recipe.out, lists, score, job, name=name, part_queries=PART_QUERIES)

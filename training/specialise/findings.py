@@ -105,7 +105,7 @@ class RankerQuality:
 
     name: str
     role: Literal["model", "retriever", "teacher", "labels"]
-    """The model before training; a retriever that only gives candidates; a teacher; all teachers as one: the labels."""
+    """The model before training; a retriever that only gives candidates; a teacher; what was learned: the labels."""
     queries: int
     ndcg_at_10: float
 
@@ -238,6 +238,8 @@ class Findings:
     kinds: list[QueryKind]
     filters: list[Filter]
     rankers: list[RankerQuality]
+    labels_from: str
+    """Who gave the scores that were learned."""
     evaluations: list[Evaluation]
     """On held-out queries; then on the user's, where there are any."""
     training: dict[str, Any]

@@ -24,7 +24,7 @@ from drama_models.evaluation import evaluate
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.fusion import ranks, reciprocal_rank_fusion
 from training.augment.mine import BM25_NAME, MineRecipe, mine, search_vectors
-from training.augment.rerank import RerankRecipe, rerank
+from training.augment.rerank import RerankRecipe, cross_encoder_identity, rerank
 from training.augment.runs import read_queries, run_lines, stream_run, write_in_parts
 from training.data.score_fusion import normalise_scores
 from training.specialise.findings import RankerQuality
@@ -61,6 +61,15 @@ class Rankers:
         """Whose scores are labels, where neither a cross-encoder nor a large model gives them."""
         given = [name for name in self.encoders if name != MODEL]
         return [BM25_NAME, *(given or [MODEL])]
+
+
+def labellers(recipe: SpecialiseRecipe, rankers: Rankers) -> str:
+    """Who gives the labels, in words: a cross-encoder, a large model, or the teachers."""
+    if recipe.reranker is not None:
+        return f"the cross-encoder {recipe.reranker}"
+    if recipe.endpoint is not None:
+        return f"the large model {recipe.llm_model}"
+    return f"the mean of {' and '.join(rankers.teachers)}"
 
 
 def load_rankers(recipe: SpecialiseRecipe) -> Rankers:
@@ -172,7 +181,7 @@ def _label(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages, rankers:
         k=recipe.candidates, cross_encoder=recipe.reranker, llm=None if recipe.reranker else recipe.endpoint,
         device=recipe.device, cache=folder.answers,
     )  # fmt: skip
-    job |= {"reranker": recipe.reranker or recipe.llm_model}
+    job |= {"reranker": cross_encoder_identity(recipe.reranker) if recipe.reranker else recipe.llm_model}
     return stages.run(LABELS, job, out, lambda: asdict(rerank(asking)))
 
 

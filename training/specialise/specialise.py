@@ -29,7 +29,7 @@ from training.specialise.findings import FILE_NAME, Corpus, DroppedQuery, Filter
 from training.specialise.judged import read_judged
 from training.specialise.layout import RunFolder
 from training.specialise.learning import learn
-from training.specialise.lists import LABELS, MODEL, load_rankers, make_lists
+from training.specialise.lists import LABELS, MODEL, labellers, load_rankers, make_lists
 from training.specialise.measuring import AFTER, BEFORE, QuerySet, measure
 from training.specialise.queries import compared, document_of_passage, make_queries
 from training.specialise.report import write_report
@@ -104,6 +104,7 @@ def _specialise(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> 
         kinds=kinds,
         filters=[*map(_as_filter, made.left_out), *filters],
         rankers=qualities,
+        labels_from=labellers(recipe, rankers),
         evaluations=evaluations,
         training=training,
         large_model=made.usage | ({"reranking": reranked} if recipe.endpoint and not recipe.reranker else {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from drama_models import Collection
 from drama_models.errors import CollectionError, EndpointError, ModelFolderError
 from drama_models.evaluation import read_run
 from tests.training.augment.chat_server import serving
+from tests.training.augment.cross_encoders import write_cross_encoder
+from training.augment import rerank as augment_rerank
 from training.augment.llm import ChatClient, Endpoint
 from training.augment.rerank import (
+    CrossEncoderReranker,
     Listwise,
     ListwiseReranker,
     RerankRecipe,
@@ -192,28 +196,7 @@ def test_a_run_is_reranked_by_a_model_and_goes_on_from_its_answers(collection_fo
 @pytest.fixture(scope="module")
 def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random BERT with one score."""
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
-
-    folder = tmp_path_factory.mktemp("cross") / "encoder"
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *"abcdefghijklmnopqrstuvwxyz",
-        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
-    ]
-    folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-    settings: dict[str, Any] = {"num_labels": 1, "initializer_range": 0.5}
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        **settings,
-    )  # fmt: skip
-    BertForSequenceClassification(config).save_pretrained(folder)
-    BertTokenizer(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
-    return folder
+    return write_cross_encoder(tmp_path_factory.mktemp("cross") / "encoder")
 
 
 def test_a_cross_encoder_gives_the_scores_of_the_stock_class(
@@ -242,6 +225,36 @@ def test_a_cross_encoder_gives_the_scores_of_the_stock_class(
         assert set(hits) == set(expected)
         np.testing.assert_allclose([hits[name] for name in expected], list(expected.values()), rtol=1e-4, atol=1e-5)
         assert list(hits.values()) == sorted(hits.values(), reverse=True)
+
+
+def test_parts_of_a_cross_encoder_with_other_weights_are_not_gone_on_with(
+    collection_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_cross_encoder(tmp_path / "my cross encoder", seed=1)
+    lines = [f"{key} Q0 d{n} 1 {9 - n} x\n" for key in Collection(collection_folder).queries() for n in range(4)]
+    (tmp_path / "in.run").write_text("".join(lines), encoding="utf-8")
+    recipe = RerankRecipe(
+        collection=collection_folder, run=tmp_path / "in.run", out=tmp_path / "out.run", cross_encoder=str(model)
+    )
+    monkeypatch.setattr(augment_rerank, "PART_QUERIES", 2)
+    score, calls = CrossEncoderReranker.scores, iter(range(9))
+
+    def score_once(self: CrossEncoderReranker, *arguments: Any) -> list[list[float]]:
+        if next(calls):
+            raise KeyboardInterrupt
+        return score(self, *arguments)
+
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(CrossEncoderReranker, "scores", score_once)
+        rerank(recipe)
+    assert len(list((tmp_path / ".out.run.parts").iterdir())) == 1
+    write_cross_encoder(model, seed=2)
+    rerank(recipe)
+    rerank(replace(recipe, out=tmp_path / "whole.run"))
+    assert recipe.out.read_bytes() == (tmp_path / "whole.run").read_bytes()
+    assert {line.split(maxsplit=5)[5] for line in recipe.out.read_text(encoding="utf-8").splitlines()} == {
+        "my-cross-encoder"
+    }
 
 
 def test_what_cannot_be_reranked_is_said(collection_folder: Path, tmp_path: Path) -> None:

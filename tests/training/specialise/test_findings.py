@@ -58,6 +58,7 @@ def findings() -> Findings:
         corpus=Corpus(documents=3, passages=5, duplicates=1, skipped={"binary": ["x.txt"]}, split={"train": 2}),
         kinds=[kind], filters=[Filter(name="found by the retriever", kept=7, dropped=2, samples=[dropped])],
         rankers=[RankerQuality(name="bm25", role="teacher", queries=1, ndcg_at_10=0.7)], evaluations=[held_out],
+        labels_from="the mean of bm25 and model",
         training={"steps": 4}, large_model={}, settings={"model": "m"}, versions={"python": "3.11"},
         times={"chunk": 0.5}, export_command="python -m export release --retriever m --out RELEASE",
     )  # fmt: skip
