@@ -1,6 +1,7 @@
 """Collections are BEIR folders: `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl`, `qrels/SPLIT.tsv`.
 
-Each file may be plain or `.gz`. Everything is checked while it is read; an error names the file and the line.
+Each file may be plain or `.gz`. Everything is checked while it is read; an error names the file and the line. Lone
+surrogates in ids and texts are read as U+FFFD.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from drama_models.errors import CollectionError
 from drama_models.folders import atomic_folder
+from drama_models.surrogates import storable_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -80,7 +82,7 @@ class Collection:
 
     def count(self) -> int:
         """Number of lines of the corpus: the number of documents, once `documents` has found no fault."""
-        with _open_text(self.corpus_file) as file:
+        with _open(self.corpus_file) as file:
             return sum(1 for _ in file)
 
     def queries(self) -> dict[str, str]:
@@ -107,9 +109,9 @@ class Collection:
         known_queries = self.queries()
         known_documents = {record["_id"] for _, record in self._records(self.corpus_file)}
         qrels: dict[str, dict[str, int]] = {}
-        with _open_text(path) as file:
+        with _open(path) as file:
             for number, line in enumerate(file, start=1):
-                fields = line.rstrip("\n").split("\t")
+                fields = line.decode("utf-8", "replace").rstrip("\r\n").split("\t")
                 if tuple(fields) == QRELS_HEADER or not line.strip():
                     continue
                 query, document, grade = _judgement(fields, path, number)
@@ -165,15 +167,15 @@ class Collection:
     def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """Line number and object of every line, ids checked to be strings that occur once."""
         seen: dict[str, int] = {}
-        with _open_text(path) as file:
+        with _open(path) as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
                 try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
+                    record = storable_json(json.loads(line))
+                except (json.JSONDecodeError, UnicodeDecodeError) as error:
                     raise CollectionError(
-                        f"{path}, line {number}: not valid JSON ({error.msg}); each line must be one object."
+                        f"{path}, line {number}: not valid JSON ({error}); each line must be one object in UTF-8."
                     ) from None
                 key = record.get("_id") if isinstance(record, dict) else None
                 if not isinstance(key, str):
@@ -196,9 +198,8 @@ def _judgement(fields: list[str], path: Path, number: int) -> tuple[str, str, in
         ) from None
 
 
-def _open_text(path: Path) -> IO[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    return cast(IO[str], opener(path, "rt", encoding="utf-8", newline="\n"))
+def _open(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
 
 
 def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from tokenizers.processors import TemplateProcessing
 
 from drama_models.errors import ModelFolderError, TextError
 from drama_models.model_folder import read_json, tokenizer_file
+from drama_models.surrogates import storable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,8 +150,4 @@ def checked_text(value: object, position: int) -> str:
     """
     if not isinstance(value, str):
         raise TextError(f"Text number {position} is {type(value).__name__}, not str; pass strings only.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return value
+    return storable(value)

@@ -64,6 +64,41 @@ def test_a_faulty_corpus_line_is_named(folder: Path, line: str, message: str) ->
         list(Collection(folder).documents())
 
 
+def test_lone_surrogates_are_read_as_the_replacement_character(folder: Path) -> None:
+    owl = {"_id": "\ud800", "title": "\ud83e\udd89", "text": "lone \udc00", "metadata": {"\udfff": ["\ud801", 7]}}
+    with (folder / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(owl) + "\n")
+    (folder / "queries.jsonl").write_text('{"_id": "q\\ud800", "text": "\\udc00?"}\n', encoding="utf-8")
+    (folder / "qrels" / "test.tsv").write_text("q\ufffd\t\ufffd\t1\r\n", encoding="utf-8")
+    collection = Collection(folder)
+    *_, document = collection.documents()
+    assert (document.id, document.content) == ("\ufffd", "🦉 lone \ufffd")
+    *_, record = collection.records()
+    assert record["metadata"] == {"\ufffd": ["\ufffd", 7]}
+    assert collection.queries() == {"q\ufffd": "\ufffd?"}
+    assert collection.qrels("test") == {"q\ufffd": {"\ufffd": 1}}
+    again = Collection.write(folder.parent / "again", collection.records(), collection.queries())
+    assert list(again.documents()) == list(collection.documents())
+    with (folder / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(owl | {"_id": "\udfff"}) + "\n")
+    with pytest.raises(CollectionError, match="line 4: id '\ufffd' was used in line 3"):
+        list(collection.documents())
+
+
+def test_a_line_that_is_not_utf8_is_named(folder: Path) -> None:
+    with (folder / "corpus.jsonl").open("ab") as file:
+        file.write('{"_id": "3", "text": "é"}\n'.encode("latin-1"))
+    with pytest.raises(
+        CollectionError, match=r"corpus\.jsonl, line 3: not valid JSON \(.*; each line must be .* UTF-8"
+    ):
+        list(Collection(folder).documents())
+    with (folder / "qrels" / "test.tsv").open("ab") as file:
+        file.write("q1\té\t1\n".encode("latin-1"))
+    (folder / "corpus.jsonl").write_text('{"_id": "1", "text": ""}\n{"_id": "два", "text": ""}\n', encoding="utf-8")
+    with pytest.raises(CollectionError, match=r"test\.tsv, line 4: document '\ufffd' must be in"):
+        Collection(folder).qrels("test")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

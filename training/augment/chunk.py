@@ -19,7 +19,6 @@ from drama_models.folders import atomic_folder
 from drama_models.provenance import write_provenance
 from training.augment.read_documents import SkippedFiles, SourceDocument, plain_blocks, read_documents
 from training.augment.sentences import split_sentences
-from training.data.documents import storable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -246,8 +245,7 @@ def _read(source: Path, skipped: SkippedFiles) -> Iterator[SourceDocument]:
         yield from read_documents(source, skipped)
         return
     for document in Collection(source).documents():
-        key, title, text = (storable(value) for value in (document.id, document.title, document.text))
-        yield SourceDocument(quote(key, safe="/#:"), title, plain_blocks(text)[1])
+        yield SourceDocument(quote(document.id, safe="/#:"), document.title, plain_blocks(document.text)[1])
 
 
 def _counted(documents: Iterable[SourceDocument], counts: dict[str, int]) -> Iterator[SourceDocument]:

@@ -30,6 +30,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from drama_models.errors import EndpointError
 from drama_models.progress import ProgressLog
+from drama_models.surrogates import storable
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Iterator
@@ -347,7 +348,7 @@ class ChatClient:
             raise _PassingError("an answer that is no chat completion") from None
         if not isinstance(text, str) or not text.strip():
             raise _PassingError("an empty answer")
-        return Answer(text, str(choice.get("finish_reason")), *tokens)
+        return Answer(storable(text), str(choice.get("finish_reason")), *tokens)
 
     def _count(self, answer: Answer | None) -> None:
         if answer is None:

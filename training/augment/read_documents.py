@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from drama_models.errors import CollectionError
+from drama_models.surrogates import storable
 from training.augment.sentences import word_count
-from training.data.documents import storable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,8 +10,8 @@ import logging
 import re
 from typing import TYPE_CHECKING
 
+from drama_models.surrogates import storable
 from training.augment.read_documents import Block, plain_blocks
-from training.data.documents import storable
 
 if TYPE_CHECKING:
     from pathlib import Path

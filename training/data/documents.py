@@ -18,6 +18,7 @@ import pyarrow as pa
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from drama_models.errors import CollectionError
+from drama_models.surrogates import encoded, storable
 from training.data.mapped import MappedArray
 from training.data.shards import ShardedTable, build_shards, encoded_lines, source_fingerprint
 
@@ -195,19 +196,6 @@ def content_hash(text: str) -> int:
     """64 bits that stand for a text, whatever its case, white space and Unicode composition."""
     normalised = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return xxh3_64_intdigest(encoded(normalised))
-
-
-def storable(text: str) -> str:
-    """The text, lone surrogates (which no file can hold) replaced by U+FFFD."""
-    return text if text.isascii() else encoded(text).decode()
-
-
-def encoded(text: str) -> bytes:
-    """UTF-8 of `storable`."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 def cache_name(kind: str, *sources: Path, settings: object = None) -> str:

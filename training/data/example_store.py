@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from drama_models.errors import CollectionError
-from training.data.documents import cache_name, content_hash, json_lines, storable
+from drama_models.surrogates import storable
+from training.data.documents import cache_name, content_hash, json_lines
 from training.data.examples import parse_example
 from training.data.mapped import MappedArray
 from training.data.pools import Pools

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from drama_models.errors import CollectionError
 from drama_models.folders import atomic_file
+from drama_models.surrogates import storable_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -56,20 +57,20 @@ def write_examples(path: str | Path, examples: Iterable[TrainingExample]) -> int
 
 
 def read_examples(path: str | Path) -> Iterator[TrainingExample]:
-    """Read examples one at a time.
+    """Read examples one at a time; lone surrogates are read as U+FFFD.
 
     Raises:
         CollectionError: a missing file, a broken line, an unknown or missing field, or an example without a positive.
     """
     if not Path(path).is_file():
         raise CollectionError(f"There are no training examples at {path}; pass the path of a JSON-lines file.")
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
+                record = storable_json(json.loads(line))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise CollectionError(_malformed(path, number, str(error))) from None
             yield parse_example(record, path, number)
 

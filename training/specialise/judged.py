@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from drama_models.collection import Collection
 from drama_models.errors import CollectionError
+from drama_models.surrogates import storable_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -100,7 +101,7 @@ def _read_lines(path: Path) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = storable_json(json.loads(line))
     except (json.JSONDecodeError, UnicodeDecodeError):
         return None
     return record if isinstance(record, dict) else None
