@@ -16,6 +16,8 @@ import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from drama_models.encoder import Encoder
     from drama_models.quantisation import EmbeddingPrecision
+    from drama_models.ray_workers import Engine
 
 JOB, MANIFEST, RANGES = "job.json", "manifest.json", "ranges.npy"
 JOB_DEFAULTS = {"precision": "float32", "computed_in": "fp32"}
@@ -54,6 +57,8 @@ def encode_shards(
     shard_documents: int = SHARD_DOCUMENTS,
     total: int | None = None,
     show_progress: bool = False,
+    engine: Engine = "local",
+    workers: int = 2,
 ) -> dict[str, Any]:
     """Encode documents to shards; shards that are there already and fit are kept.
 
@@ -67,12 +72,16 @@ def encode_shards(
         shard_documents: documents in a shard.
         total: number of documents, if known, for the time left.
         show_progress: a progress bar on the terminal; elsewhere a line every ten seconds.
+        engine: "local" encodes in this process, "ray" in others, of this machine or of a cluster that can reach `out`.
+        workers: processes that encode at the same time, for "ray".
 
     Returns:
         The manifest: model, dim, count, and the shards with their hashes.
 
     Raises:
         CollectionError: `out` holds vectors of another model, size, precision or shard size.
+        MissingExtraError: Ray is not installed.
+        ClusterError: its cluster is not there, or a worker keeps dying.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -81,16 +90,23 @@ def encode_shards(
     asked = {"precision": precision, "computed_in": encoder.document_encoder.runtime.precision}
     job |= {name: value for name, value in asked.items() if value != JOB_DEFAULTS[name]}
     _check_job(out, job)
-    shards, ranges = [], None
+    batches = windows(documents, shard_documents)
+    first = next(batches, None)
+    ranges = _ranges(encoder, first, out) if first is not None and precision in EIGHT_BITS else None
+    batches = chain([] if first is None else [first], batches)
+    shard_of = partial(_make_shard, out=out.absolute(), precision=precision, ranges=ranges)
+    if engine == "ray":
+        from drama_models.bulk_ray import shards_on_ray
+
+        made = shards_on_ray(encoder, shard_of, batches, workers)
+    else:
+        made = ((number, shard_of(encoder, number, batch)) for number, batch in enumerate(batches))
+    found: dict[int, dict[str, Any]] = {}
     with _Progress(total, shown=show_progress) as progress, _one_warning_about_cut_texts():
-        for number, batch in enumerate(windows(documents, shard_documents)):
-            if number == 0 and precision in EIGHT_BITS:
-                ranges = _ranges(encoder, batch, out)
-            shard = _kept_shard(batch, out, number, ranges) or _encode_shard(
-                encoder, batch, out, number, precision, ranges
-            )
-            progress.count(len(batch), encoded=not shard.pop("kept", False))
-            shards.append(shard)
+        for number, shard in made:
+            progress.count(shard["count"], encoded=not shard.pop("kept", False))
+            found[number] = shard
+    shards = [found[number] for number in sorted(found)]
     manifest = job | {"count": sum(shard["count"] for shard in shards), "shards": shards}
     _write_json(out / MANIFEST, manifest)
     return manifest
@@ -128,6 +144,19 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise CollectionError(f"{folder} is not a finished folder of vectors; run `drama encode` (again) to finish it.")
     manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return manifest
+
+
+def _make_shard(
+    encoder: Encoder,
+    number: int,
+    batch: list[tuple[str, str]],
+    *,
+    out: Path,
+    precision: EmbeddingPrecision,
+    ranges: NDArray[np.float32] | None,
+) -> dict[str, Any]:
+    """The shard that is there, else a new one."""
+    return _kept_shard(batch, out, number, ranges) or _encode_shard(encoder, batch, out, number, precision, ranges)
 
 
 def _kept_shard(
@@ -171,7 +200,9 @@ def _ranges(encoder: Encoder, batch: list[tuple[str, str]], out: Path) -> NDArra
     """
     if len(batch) < 2:
         raise CollectionError("Eight bits need at least two documents, whose ranges they are relative to; use float32.")
-    found = value_ranges(encoder.encode_documents([content for _, content in batch[:RANGES_DOCUMENTS]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextsCutWarning)  # these documents are encoded again, and counted then
+        found = value_ranges(encoder.encode_documents([content for _, content in batch[:RANGES_DOCUMENTS]]))
     with atomic_file(out / RANGES) as partial, partial.open("wb") as file:
         np.save(file, found, allow_pickle=False)
     return found

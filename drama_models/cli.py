@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from drama_models.collection import Document
     from drama_models.index_kinds import Kind
     from drama_models.quantisation import EmbeddingPrecision
+    from drama_models.ray_workers import Engine
 
 SNIPPET_CHARACTERS = 100
 HITS = 100  # of each query that is evaluated
@@ -50,7 +51,13 @@ class Answer:
 def encode(options: argparse.Namespace) -> Answer:
     """Documents of a collection to a folder of vectors; goes on where it was interrupted."""
     manifest = _encode_collection(
-        _encoder(options), options.model, options.collection, options.out, precision=options.store
+        _encoder(options),
+        options.model,
+        options.collection,
+        options.out,
+        precision=options.store,
+        engine=options.engine,
+        workers=options.workers,
     )
     text = (
         f"made {options.out}: {manifest['count']:,} vectors of {manifest['dim']}; next: drama index {options.out} INDEX"
@@ -194,6 +201,10 @@ def _parser() -> argparse.ArgumentParser:
     encoding.add_argument(
         "--store", choices=PRECISIONS, default="float32", help="numbers that vectors are kept in; default: float32"
     )
+    encoding.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="ray: several processes; default: local"
+    )
+    encoding.add_argument("--workers", type=_positive, default=2, help="processes of --engine ray; default: 2")
     indexing = command(index)
     indexing.add_argument("source", type=Path, help="BEIR folder (needs --model), folder of vectors, or index")
     indexing.add_argument("out", type=Path, help="index to make")
@@ -228,6 +239,12 @@ def _parser() -> argparse.ArgumentParser:
     for added in (encoding, indexing, evaluating):
         added.add_argument("--dim", type=int, help="coordinates to keep, cut before normalising; default: all")
     return parser
+
+
+def _positive(words: str) -> int:
+    if not words.isdecimal() or int(words) < 1:
+        raise argparse.ArgumentTypeError(f"{words!r} must be a whole number above 0")
+    return int(words)
 
 
 def _encoder(options: argparse.Namespace) -> Encoder:
@@ -280,14 +297,29 @@ def _setting(words: str) -> tuple[str, str]:
 
 
 def _encode_collection(
-    encoder: Encoder, model: str, folder: Path, out: Path, *, precision: EmbeddingPrecision = "float32"
+    encoder: Encoder,
+    model: str,
+    folder: Path,
+    out: Path,
+    *,
+    precision: EmbeddingPrecision = "float32",
+    engine: Engine = "local",
+    workers: int = 2,
 ) -> dict[str, Any]:
     collection = Collection(folder)
     separator = encoder.document_encoder.profile.title_separator
     documents = ((document.id, document.joined(separator)) for document in collection.documents())
-    identity = ModelIdentity.of(encoder, model)
-    total = collection.count()
-    return encode_shards(encoder, documents, out, model=identity, precision=precision, total=total, show_progress=True)
+    return encode_shards(
+        encoder,
+        documents,
+        out,
+        model=ModelIdentity.of(encoder, model),
+        precision=precision,
+        total=collection.count(),
+        show_progress=True,
+        engine=engine,
+        workers=workers,
+    )
 
 
 def _relative(name: str, folder: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from drama_models.tokenisation import TextTokenizer, checked_text, load_tokenize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
@@ -55,6 +55,8 @@ class Encoder:
         self.document_encoder = document_encoder or self
         self._tokenizer = tokenizer
         self.dim = checked_dim(dim, profile)
+        self.again: Callable[[], Encoder] = partial(_cannot_load_again, self.folder)
+        """Loads its like, in another process too."""
 
     @classmethod
     def from_pretrained(
@@ -111,16 +113,17 @@ class Encoder:
         for layout in {query, document} if verify else ():
             graph = ONNX_GRAPH if reads_graph_file(layout.backbone, runtime) else None
             check_weights(layout.root, layout.backbone, graph=graph)
-        if query is document:
-            return cls._load(query, dim, max_length, computing)
-        document_encoder = cls._load(document, dim, max_length, computing)
+        document_encoder = None if query is document else cls._load(document, dim, max_length, computing)
         encoder = cls._load(query, dim, max_length, computing, document_encoder)
-        sizes = encoder.profile.hidden_size, document_encoder.profile.hidden_size
+        sizes = encoder.profile.hidden_size, encoder.document_encoder.profile.hidden_size
         if sizes[0] != sizes[1]:
             raise ModelFolderError(
                 f"{query.backbone} makes vectors of {sizes[0]} numbers and {document.backbone} of {sizes[1]}; "
                 "pass the two encoders of one model."
             )
+        settings: dict[str, Any] = {"dim": dim, "max_length": max_length, "revision": revision, "verify": verify}
+        settings |= {"document_model": document_model and _from_anywhere(document_model)}
+        encoder.again = partial(cls.from_pretrained, _from_anywhere(model), **settings, **computing)
         return encoder
 
     @classmethod
@@ -254,6 +257,15 @@ class Encoder:
             yield vectors
         if cut:
             warnings.warn(TextsCutWarning(cut), stacklevel=2)
+
+
+def _from_anywhere(model: str | Path) -> str:
+    """A folder's path from the root, for a process that works elsewhere; a hub name stays what it is."""
+    return str(Path(model).absolute()) if Path(model).exists() else str(model)
+
+
+def _cannot_load_again(folder: Path) -> Encoder:
+    raise ModelFolderError(f"The encoder of {folder} was not made with Encoder.from_pretrained; load it with that.")
 
 
 def checked_dim(dim: int | None, profile: Profile) -> int:

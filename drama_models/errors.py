@@ -16,6 +16,7 @@
     ├── CorpusError (ValueError)                a text corpus is empty or does not fit the model
     ├── ShapeError (ValueError)                 a pruning target that the source model cannot be cut to
     ├── EndpointError (RuntimeError)            a large model's endpoint is down, refuses, or answers nonsense
+    ├── ClusterError (RuntimeError)             a Ray cluster is not there, or its workers keep dying
     ├── HubError (RuntimeError)                 the model hub cannot be reached, or refuses an upload
     └── TrainingError (RuntimeError)            a run had to stop (non-finite loss, masks not converged)
 
@@ -91,6 +92,10 @@ class ShapeError(DramaError, ValueError):
 
 class EndpointError(DramaError, RuntimeError):
     """A large model's endpoint is down, refuses the key, or answers nonsense; the message says what is kept."""
+
+
+class ClusterError(DramaError, RuntimeError):
+    """A Ray cluster cannot be used, or its workers died again and again."""
 
 
 class HubError(DramaError, RuntimeError):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ import pytest
 
 from drama_models import Encoder
 from drama_models.bulk import encode_shards, read_manifest, read_shards
-from drama_models.errors import CollectionError, TextsCutWarning
+from drama_models.bulk_ray import make_worker
+from drama_models.errors import CollectionError, MissingExtraError, ModelFolderError, TextsCutWarning
 from drama_models.folders import sha256_of_folder
 from drama_models.quantisation import EmbeddingPrecision, quantise, value_ranges
 from tests.conftest import TEXTS
@@ -162,3 +165,22 @@ def test_without_a_terminal_lines_say_how_long_is_left(
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" | ")[0] for line in lines] == [f"encode {done} documents" for done in (40, 80, 96)]
     assert all(" documents/s | " in line and line.endswith("left") for line in lines)
+
+
+def test_without_ray_the_error_names_the_extra(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"engine='ray' needs .* pip install 'drama-models\[ray\]'"):
+        encode_shards(encoder, DOCUMENTS, tmp_path, engine="ray")
+
+
+def test_a_worker_refuses_a_folder_that_has_changed(release_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(release_folder, tmp_path / "release")
+    encoder = Encoder.from_pretrained(folder, dim=16)
+    again, fingerprint = encoder.again(), encoder.fingerprint()
+    assert (again.dim, again.fingerprint()) == (16, fingerprint)
+    config = folder / "config.json"
+    config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(ModelFolderError, match="is not the model that the other machines have"):
+        make_worker(partial(Encoder.from_pretrained, folder, verify=False), fingerprint, lambda *_: {})

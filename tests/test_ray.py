@@ -1,0 +1,115 @@
+"""Work on Ray: two local workers, one of which is killed, leave the files that a single process leaves.
+
+One cluster serves all tests here, since it takes some seconds to start.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import psutil
+import pytest
+
+from drama_models import Encoder
+from drama_models.bulk import encode_shards
+from drama_models.cli import main
+from drama_models.errors import ClusterError, CollectionError
+from drama_models.folders import sha256_of_folder
+from drama_models.ray_workers import map_on_ray, ray_cluster
+from tests.conftest import TEXTS
+from tests.workers_on_ray import DIE, FAIL, KILLED, WaitingEncoder, fragile_worker
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed"),
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL"),
+]
+DOCUMENTS = [(f"d{number}", text) for number, text in enumerate(TEXTS)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_worker_niceness", "0")  # else other tests' processes go first
+        environment.delenv("RAY_ADDRESS", raising=False)
+        with ray_cluster(2) as ray:
+            yield ray
+
+
+@contextmanager
+def one_is_killed(notes: Path) -> Iterator[None]:
+    """SIGKILL for one of two processes in the middle of their tasks, see `tests.workers_on_ray.wait_for_the_kill`."""
+    notes.mkdir()
+
+    def kill() -> None:
+        while len(there := list(notes.iterdir())) < 2:
+            time.sleep(0.02)
+        os.kill(int(there[0].name), signal.SIGKILL)
+        (notes / KILLED).touch()
+
+    thread = Thread(target=kill, daemon=True)
+    thread.start()
+    yield
+    assert len(list(notes.iterdir())) == 4  # two workers, the one that took the place of the first, and the note
+
+
+def test_a_killed_worker_changes_no_shard(cluster: Any, release_folder: Path, tmp_path: Path) -> None:
+    encoder = Encoder.from_pretrained(release_folder)
+    manifest = encode_shards(encoder, DOCUMENTS, tmp_path / "local", shard_documents=6)
+    assert [shard["count"] for shard in manifest["shards"]] == [6] * 16
+    begun = ("job.json", "00000.npy", "00000.json")
+    (tmp_path / "ray").mkdir()
+    for name in begun:
+        shutil.copy2(tmp_path / "local" / name, tmp_path / "ray")
+    with one_is_killed(tmp_path / "notes"):
+        waiting = WaitingEncoder(encoder, tmp_path / "notes")
+        made = encode_shards(waiting, DOCUMENTS, tmp_path / "ray", shard_documents=6, engine="ray")
+    assert made == manifest
+    assert sha256_of_folder(tmp_path / "ray") == sha256_of_folder(tmp_path / "local")
+    for name in begun:  # kept, not made anew
+        assert (tmp_path / "ray" / name).stat().st_mtime_ns == (tmp_path / "local" / name).stat().st_mtime_ns
+
+
+def test_the_command_on_ray_stores_the_same_codes_and_counts_cut_texts(
+    cluster: Any, release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["encode", str(release_folder), str(collection_folder)]
+    options = ["--store", "int8", "--max-length", "12"]
+    said = []
+    for out, engine in (("local", []), ("ray", ["--engine", "ray", "--workers", "2"])):
+        assert main([*words, str(tmp_path / out), *options, *engine]) == 0
+        said.append([line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")])
+    assert "texts were longer than the maximum length" in said[0][0]
+    assert said[0] == said[1]
+    assert sha256_of_folder(tmp_path / "ray") == sha256_of_folder(tmp_path / "local")
+
+
+def connections() -> Iterator[tuple[psutil.Process, Any]]:
+    """Of this process and all below it."""
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # one that has just ended
+            yield from ((process, connection) for connection in process.net_connections("inet"))
+
+
+def test_a_local_cluster_listens_on_the_loopback_address_only(cluster: Any) -> None:
+    found = [(process, connection) for process, connection in connections() if connection.status == psutil.CONN_LISTEN]
+    assert any(process.name() == "raylet" for process, _ in found)
+    assert {connection.laddr.ip for _, connection in found} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+def test_what_goes_wrong_in_a_worker_is_told_in_its_words(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CollectionError, match=r"^No such document; look at the corpus\.$"):
+        list(map_on_ray(fragile_worker, [1, FAIL], workers=2))
+    monkeypatch.setattr("drama_models.ray_workers.TASK_ATTEMPTS", 1)
+    with pytest.raises(ClusterError, match="A worker of Ray died at the same task, once for each of 1 attempts"):
+        list(map_on_ray(fragile_worker, [1, DIE], workers=2))
