@@ -5,6 +5,7 @@ One cluster serves all tests here, since it takes some seconds to start.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import psutil
@@ -23,17 +24,24 @@ import pytest
 from drama_models import Encoder
 from drama_models.bulk import encode_shards
 from drama_models.cli import main
+from drama_models.collection import Collection
 from drama_models.errors import ClusterError, CollectionError
 from drama_models.folders import sha256_of_folder
-from drama_models.ray_workers import map_on_ray, ray_cluster
+from drama_models.ray_workers import Engine, map_on_ray, ray_cluster
 from tests.conftest import TEXTS
+from tests.training.augment.chat_server import ChatServer, serving
 from tests.workers_on_ray import DIE, FAIL, KILLED, WaitingEncoder, fragile_worker
+from training.augment.generate import GenerateRecipe, QueryKind, generate
+from training.augment.llm import Endpoint
+from training.augment.mine import MineRecipe, mine
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed"),
     pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL"),
 ]
+CONCURRENCY = 4
+ENGINES: tuple[Engine, ...] = ("local", "ray")
 DOCUMENTS = [(f"d{number}", text) for number, text in enumerate(TEXTS)]
 
 
@@ -113,3 +121,61 @@ def test_what_goes_wrong_in_a_worker_is_told_in_its_words(cluster: Any, monkeypa
     monkeypatch.setattr("drama_models.ray_workers.TASK_ATTEMPTS", 1)
     with pytest.raises(ClusterError, match="A worker of Ray died at the same task, once for each of 1 attempts"):
         list(map_on_ray(fragile_worker, [1, DIE], workers=2))
+
+
+def worker_of(port: int) -> int:
+    """Number of a process below this one that is connected to a server here."""
+    workers = [process for process, connection in connections() if connection.raddr and connection.raddr.port == port]
+    return next(process.pid for process in workers if process != psutil.Process())
+
+
+def test_a_killed_worker_asks_for_no_answer_twice(cluster: Any, tmp_path: Path) -> None:
+    records = [{"_id": f"d{number}", "text": text} for number, text in enumerate(TEXTS[:60])]
+    Collection.write(tmp_path / "passages", records)
+    killed = Event()
+
+    def hold(number: int, _: object) -> None:
+        if number >= 30:
+            killed.wait()
+
+    def kill(server: ChatServer) -> None:
+        while server.under_way < CONCURRENCY:  # both workers are in the middle of their tasks
+            time.sleep(0.02)
+        os.kill(worker_of(server.server_port), signal.SIGKILL)
+        killed.set()
+
+    made: dict[str, dict[str, Any]] = {}
+    asked: dict[str, list[str]] = {}
+    kinds: tuple[QueryKind, ...] = ("question", "claim", "title", "search")
+    for engine in ENGINES:
+        with serving(said, hold if engine == "ray" else lambda *_: None) as server:
+            if engine == "ray":
+                Thread(target=kill, args=(server,), daemon=True).start()
+            llm = Endpoint(url=server.url, model="tiny", concurrency=CONCURRENCY, first_wait_s=0.01)
+            recipe = GenerateRecipe(
+                collection=tmp_path / "passages", out=tmp_path / engine, llm=llm, kinds=kinds, engine=engine
+            )
+            made[engine] = generate(recipe)["figures"]
+            asked[engine] = [json.dumps(body, sort_keys=True) for body in server.bodies]
+    assert killed.is_set()
+    assert made["ray"] == made["local"]
+    assert made["ray"]["kept"] == {"question": 60, "claim": 60, "title": 60, "search": 60}
+    for name in ("examples.jsonl", "rejected.jsonl"):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+    assert set(asked["ray"]) == set(asked["local"])
+    assert len(asked["ray"]) - len(set(asked["ray"])) <= CONCURRENCY // 2  # those that the killed one had under way
+
+
+def test_mining_on_ray_writes_the_same_run(
+    cluster: Any, release_folder: Path, collection_folder: Path, tmp_path: Path
+) -> None:
+    for engine in ENGINES:
+        recipe = MineRecipe(
+            collection=collection_folder, out=tmp_path / engine, teacher=str(release_folder), k=5, engine=engine
+        )
+        assert mine(recipe) == 8
+    assert (tmp_path / "ray").read_bytes() == (tmp_path / "local").read_bytes()
+
+
+def said(messages: list[dict[str, str]]) -> str:
+    return f"Where is {messages[-1]['content'][-40:]}?".replace("\n", " ")

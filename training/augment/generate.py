@@ -19,6 +19,7 @@ from drama_models.collection import Collection, Document
 from drama_models.errors import EndpointError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import write_provenance
+from drama_models.ray_workers import Engine
 from training.augment.llm import ChatClient, ChatRequest, Endpoint, Sampling
 from training.augment.sentences import word_count
 from training.augment.templates import draw_examples, load_examples, load_prompt
@@ -56,6 +57,10 @@ class GenerateRecipe:
     """File of the answers that were paid for; OUT.answers beside the folder by default."""
     max_words: int = 48
     """A longer query is kept aside; models that explain themselves write such."""
+    engine: Engine = "local"
+    """ray asks from several processes, of this machine or of a Ray cluster."""
+    workers: int = 2
+    """Processes of engine ray, which share the endpoint's concurrency."""
 
     def __post_init__(self) -> None:
         if not self.kinds or len(set(self.kinds)) != len(self.kinds) or self.max_words < 1:
@@ -63,6 +68,8 @@ class GenerateRecipe:
                 f"kinds={list(self.kinds)} must name each kind once, and max_words={self.max_words} must be positive; "
                 "try kinds=[question] and max_words=48."
             )
+        if self.workers < 1:
+            raise ValueError(f"workers={self.workers} must be positive; try 2.")
 
     @property
     def answers(self) -> Path:
@@ -86,9 +93,11 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
         CollectionError: the collection is malformed.
         RecipeError: a prompt is.
         EndpointError: the endpoint does not answer, or none of its answers is a query.
+        MissingExtraError: Ray is not installed.
+        ClusterError: its cluster is not there, or a worker keeps dying.
     """
     collection = Collection(recipe.collection)
-    client = ChatClient(recipe.llm, recipe.answers)
+    client = ChatClient(recipe.llm, recipe.answers, engine=recipe.engine, workers=recipe.workers)
     total = collection.count() * len(recipe.kinds)
     figures: dict[str, Any] = {"kept": Counter(), "rejected": Counter()}
     with atomic_folder(recipe.out) as partial:

@@ -18,7 +18,7 @@ import sqlite3
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,16 +30,20 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from drama_models.errors import EndpointError
 from drama_models.progress import ProgressLog
+from drama_models.ray_workers import ray_cluster
 from drama_models.surrogates import storable
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Iterator
+
+    from drama_models.ray_workers import Engine
 
 Item = TypeVar("Item")
 PASSING_STATUSES = {408, 409, 425, 429}  # and 5xx
 LONGEST_WAIT_S = 60.0
 REPORT_EVERY_S = 10.0
 BLOCK_REQUESTS = 4096  # held in memory together; their answers are given out in order
+BLOCKS_ON_RAY = 4  # in one, since each set of processes takes seconds to start
 FAILURES_IN_A_ROW = 10
 SHOWN_CHARACTERS = 200
 
@@ -148,6 +152,11 @@ class ThisRun:
     reasons: Counter[str] = field(default_factory=Counter)
     """Of retries and failures."""
 
+    def add(self, part: ThisRun) -> None:
+        """Count what was asked for elsewhere."""
+        for name, value in vars(part).items():
+            setattr(self, name, getattr(self, name) + value)
+
 
 class _PassingError(Exception):
     """Worth another attempt, after so many seconds where the endpoint said so."""
@@ -203,10 +212,13 @@ class ChatClient:
     Args:
         endpoint: where, and how many at once.
         cache: file of the answers; made if absent.
+        engine: "local" asks from this process, "ray" from several; see `training.augment.llm_ray`.
+        workers: processes that ask, for "ray".
     """
 
-    def __init__(self, endpoint: Endpoint, cache: str | Path) -> None:
+    def __init__(self, endpoint: Endpoint, cache: str | Path, *, engine: Engine = "local", workers: int = 2) -> None:
         self.endpoint, self.cache_path = endpoint, Path(cache)
+        self._workers = workers if engine == "ray" else 0
         self.usage, self.this_run = Usage(), ThisRun()
         self._failures_in_a_row = 0
 
@@ -221,22 +233,38 @@ class ChatClient:
 
         Raises:
             EndpointError: the endpoint is down, refuses the key, or is no such endpoint; answers so far are kept.
+            MissingExtraError: Ray is not installed.
+            ClusterError: its cluster is not there, or a worker keeps dying.
         """
         remaining = iter(items)
         reports = _Reports(self.this_run, total)
-        with closing(AnswerCache(self.cache_path)) as cache:
-            while block := list(islice(remaining, BLOCK_REQUESTS)):
+        size = BLOCK_REQUESTS * (BLOCKS_ON_RAY if self._workers else 1)
+        running = ray_cluster(self._workers) if self._workers else nullcontext()
+        with running, closing(AnswerCache(self.cache_path)) as cache:
+            while block := list(islice(remaining, size)):
                 keys = [request.key(self.endpoint.model) for _, request in block]
                 wanted = {key: request for key, (_, request) in zip(keys, block, strict=True)}
                 missing = {key: request for key, request in wanted.items() if cache.get(key) is None}
                 self.this_run.cached += len(block) - len(missing)
-                if missing:
+                if missing and self._workers:
+                    self._ask_on_ray(missing, cache, reports)
+                elif missing:
                     _run(self._ask_all(missing, cache, reports))
                 for key, (item, _) in zip(keys, block, strict=True):
                     answer = cache.get(key)
                     self._count(answer)
                     yield item, answer
         reports.last()
+
+    def _ask_on_ray(self, missing: dict[str, ChatRequest], cache: AnswerCache, reports: _Reports) -> None:
+        from training.augment.llm_ray import ask_on_ray
+
+        for answers, part in ask_on_ray(self.endpoint, self.cache_path, missing.values(), self._workers):
+            for key, answer in answers.items():
+                if cache.get(key) is None:  # it came from another machine
+                    cache.put(key, answer)
+            self.this_run.add(part)
+            reports.now_and_then()
 
     async def _ask_all(self, missing: dict[str, ChatRequest], cache: AnswerCache, reports: _Reports) -> None:
         queue = iter(missing.items())

@@ -25,6 +25,7 @@ from drama_models.collection import Collection
 from drama_models.encoder import Encoder
 from drama_models.errors import CollectionError
 from drama_models.folders import atomic_file, sha256_of_file
+from drama_models.ray_workers import Engine
 from training.augment.runs import read_queries, run_lines, stream_run, write_in_parts, write_record
 
 if TYPE_CHECKING:
@@ -61,8 +62,10 @@ class MineRecipe:
     """Coordinates that an encoder keeps; all by default."""
     vectors: Path | None = None
     """Folder of an encoder's document vectors, kept for another time; OUT.vectors beside the run by default."""
+    engine: Engine = "local"
+    """ray encodes the documents in several processes, of this machine or of a Ray cluster."""
     workers: int = 0
-    """Processes for BM25; 0 takes one for each core."""
+    """Processes for BM25, and of engine ray; 0 takes one for each core."""
 
     def __post_init__(self) -> None:
         if self.k < 1 or self.workers < 0:
@@ -83,6 +86,8 @@ def mine(recipe: MineRecipe) -> int:
     Raises:
         CollectionError: a malformed collection, no queries, or a run that names unknown ids.
         ModelFolderError: the encoder's folder is incomplete.
+        MissingExtraError: Ray is not installed.
+        ClusterError: its cluster is not there, or a worker keeps dying.
     """
     if Path(recipe.teacher).is_file():
         count = _copy_run(recipe)
@@ -107,7 +112,10 @@ def _mine_encoder(recipe: MineRecipe) -> int:
     encoder = Encoder.from_pretrained(recipe.teacher, dim=recipe.dim)
     shards = recipe.vectors or recipe.out.parent / f"{recipe.out.name}.vectors"
     total = Collection(recipe.collection).count()
-    encode_shards(encoder, _documents(recipe), shards, total=total, show_progress=True)
+    workers = recipe.workers or os.cpu_count() or 1
+    encode_shards(
+        encoder, _documents(recipe), shards, total=total, show_progress=True, engine=recipe.engine, workers=workers
+    )
 
     def search(queries: list[Query]) -> list[tuple[str, Hits]]:
         found = search_shards(encoder, shards, [text for _, text in queries], recipe.k)
