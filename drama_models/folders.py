@@ -1,7 +1,8 @@
 """Folders that are complete or absent: everything this project makes is written under a temporary name, then renamed.
 
-A process killed while writing leaves the old folder as it was and a `.NAME.partial-*` sibling, which the next writer
-of the same folder removes.
+A process killed while writing leaves the old folder or file as it was and a `.NAME.partial-PID-HOST` sibling, which the
+next writer of the same name on that machine removes. What a living process is writing is left alone, so that several
+may write the same name: the last one stays.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import platform
+import re
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,10 +36,9 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    inner = f"..{target.name}.partial-*.partial-*"  # of a folder that was written atomically inside this one
-    for stale in (*target.parent.glob(f".{target.name}.partial-*"), *target.parent.glob(inner)):
-        shutil.rmtree(stale, ignore_errors=True)
-    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    _clear_leftovers(target)
+    partial = _sibling(target, "partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process of the same number, before a restart
     partial.mkdir()
     try:
         yield partial
@@ -50,7 +52,8 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
     """Write a file under a temporary name and rename it to `target` when the block ends without an error."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    _clear_leftovers(target)
+    partial = _sibling(target, "partial")
     try:
         yield partial
         partial.replace(target)
@@ -107,12 +110,53 @@ def inside(folder: str | Path, name: str) -> Path:
     return path
 
 
+def _sibling(target: Path, kind: str, process: int | None = None) -> Path:
+    """Hidden name beside a target that is a process's own (this one's), also among machines that share a disk."""
+    return target.parent / f".{target.name}.{kind}-{process or os.getpid()}-{platform.node()}"
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Remove what processes of this machine that live no more left of a target; put back what they had set aside."""
+    # two dots: of a folder that was written atomically inside this one, `..NAME.partial-PID-HOST.partial-PID-HOST`
+    beginnings = tuple(f"{dots}{target.name}.{kind}-" for dots in (".", "..") for kind in ("partial", "replaced"))
+    for name in [name for name in os.listdir(target.parent) if name.startswith(beginnings)]:  # noqa: PTH208 (for speed)
+        match = re.search(rf"\.(partial|replaced)-(\d+)-{re.escape(platform.node())}$", name)
+        if match is None or _is_alive(int(match[2])):
+            continue
+        path = target.parent / name
+        if path == _sibling(target, "replaced", int(match[2])) and not target.exists():
+            with suppress(OSError):  # another process has put it back
+                path.rename(target)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether there is a process of this number; where it cannot be asked for without harm, there may be one."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 def _replace_folder(new: Path, target: Path) -> None:
     """Two renames, since a rename cannot replace a folder that holds something."""
-    if not target.exists():
-        new.rename(target)
-        return
-    old = target.parent / f".{target.name}.partial-old-{os.getpid()}"
-    target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old)
+    old = _sibling(target, "replaced")
+    while True:  # another process may put its own there in between
+        try:
+            new.rename(target)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            target.rename(old)
+    shutil.rmtree(old, ignore_errors=True)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +34,100 @@ def test_a_folder_appears_only_when_complete(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
-def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
-    (tmp_path / ".made.partial-12345").mkdir()
-    with atomic_folder(tmp_path / "made"):
+WRITER = """
+import sys, time
+from pathlib import Path
+from drama_models import folders
+target, kind = Path(sys.argv[1]), sys.argv[2]
+if kind == "file":
+    with folders.atomic_file(target) as partial:
+        partial.write_text("half", encoding="utf-8")
+        time.sleep(600)
+if kind == "between":  # the old folder is out of the way, the new one not yet in place
+    (target.parent / "half").mkdir()
+    rename, Path.rename = Path.rename, lambda path, to: rename(path, to) if path == target else wait(path, to)
+    def wait(path, to):
+        if not to.exists():
+            time.sleep(600)
+        return rename(path, to)
+with folders.atomic_folder(target) as partial:
+    (partial / "one").write_text("half", encoding="utf-8")
+    if kind == "nested":
+        with folders.atomic_folder(partial):
+            time.sleep(600)
+    if kind == "folder":
+        time.sleep(600)
+"""
+
+
+@contextmanager
+def writer(target: Path, kind: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process in the middle of writing; killed in the end."""
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(target), kind])
+    try:
+        until = time.monotonic() + 60
+        sign = {"between": "replaced", "nested": "partial-*.partial"}.get(kind, "partial")
+        while not list(target.parent.glob(f".*.{sign}-{process.pid}-*")):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def write(target: Path, kind: str) -> None:
+    with atomic_file(target) if kind == "file" else atomic_folder(target) as partial:
+        (partial if kind == "file" else partial / "two").write_text("whole", encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "nested"])
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_what_a_living_one_writes_is_not(
+    kind: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "made [1]"
+    foreign = tmp_path / f".{target.name}.partial-1-another-machine"  # whose processes cannot be asked for here
+    foreign.mkdir()
+    with writer(target, kind) as process:
+        write(target, kind)
+        assert len(list(tmp_path.glob(f".*.partial-{process.pid}-*"))) == 1 + (kind == "nested")
+    left = {path.name for path in tmp_path.iterdir()} - {target.name, foreign.name}
+    assert len(left) == 1 + (kind == "nested")
+    write(tmp_path / "made", kind)  # another name
+    assert left < {path.name for path in tmp_path.iterdir()}
+    write(target, kind)
+    assert {path.name for path in tmp_path.iterdir()} == {target.name, "made", foreign.name}
+
+
+def test_a_folder_that_a_killed_writer_had_set_aside_is_put_back(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    write(target, "folder")
+    with writer(target, "between"):
         pass
+    assert not target.exists()
+    with pytest.raises(RuntimeError, match="no success"), atomic_folder(target):
+        raise RuntimeError("no success")
+    assert [path.name for path in target.iterdir()] == ["two"]
+    assert {path.name for path in tmp_path.iterdir()} == {"made", "half"}
+
+
+def test_processes_that_write_the_same_folder_leave_one_of_theirs_whole(tmp_path: Path) -> None:
+    code = """
+import sys
+from drama_models.folders import atomic_folder
+for number in range(100):
+    with atomic_folder(sys.argv[1]) as partial:
+        for name in ("a", "b"):
+            (partial / name).write_text(f"{sys.argv[2]} {number}", encoding="utf-8")
+"""
+    words = [sys.executable, "-c", code, str(tmp_path / "made")]
+    processes = [subprocess.Popen([*words, name]) for name in ("one", "two")]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    first, second = ((tmp_path / "made" / name).read_text(encoding="utf-8") for name in ("a", "b"))
+    assert first == second
+    assert first.endswith(" 99")
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
