@@ -91,8 +91,7 @@ def map_on_ray(
             _Process,
             fn_constructor_args=(make_worker,),
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(blocks))),
-            num_cpus=_processors(ray, workers),
-            num_gpus=gpus,
+            **({"num_gpus": gpus} if gpus else {"num_cpus": _processors(ray, workers)}),
             max_restarts=-1,
             max_task_retries=TASK_ATTEMPTS - 1,
         )
