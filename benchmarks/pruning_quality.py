@@ -48,7 +48,7 @@ from pruning.shape import BackboneShape
 from pruning.slicing import slice_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from torch import Tensor
 
@@ -113,18 +113,31 @@ def write_start(method: str, out: Path, seed: int, model: Path) -> None:
     """Folder in the target's shape by one of the methods that read no text, cut from a model."""
     source = BackboneShape.of(AutoConfig.from_pretrained(model))
     target = source.cut_to(load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml").target)
-    generator = torch.Generator().manual_seed(seed)
     if method == "magnitude":
         layers = torch.linspace(0, source.num_layers - 1, target.num_layers).round().long()
         slice_folder(model, chosen_masks(magnitudes(source), target, layers), out, {"method": method})
         return
-    scores = {name: torch.rand(size, generator=generator) for name, size in mask_shapes(source).items()}
-    layers = torch.randperm(source.num_layers, generator=generator)[: target.num_layers].sort().values
+    scores, layers = random_choice(source, target, seed)
     slice_folder(model, chosen_masks(scores, target, layers), out, {"method": method, "seed": seed})
     if method == "random start":
         torch.manual_seed(seed)
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(out)).save_pretrained(out)
         AutoTokenizer.from_pretrained(SOURCE).save_pretrained(out)
+
+
+def random_choice(source: BackboneShape, target: BackboneShape, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Scores of each gate by dimension, and the numbers of the layers to keep."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = {name: torch.rand(size, generator=generator) for name, size in mask_shapes(source).items()}
+    return scores, torch.randperm(source.num_layers, generator=generator)[: target.num_layers].sort().values
+
+
+def dropped_by_random_choice(seeds: Iterable[int]) -> dict[str, list[int]]:
+    """Numbers of the layers that each seed leaves out."""
+    source = BackboneShape.of(AutoConfig.from_pretrained(SOURCE))
+    target = source.cut_to(load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml").target)
+    kept = {seed: random_choice(source, target, seed)[1].tolist() for seed in seeds}
+    return {str(seed): sorted(set(range(source.num_layers)) - set(layers)) for seed, layers in kept.items()}
 
 
 def mask_recipe(method: str, seed: int, work: Path) -> tuple[LearnMasksRecipe, Gates]:
@@ -137,15 +150,15 @@ def mask_recipe(method: str, seed: int, work: Path) -> tuple[LearnMasksRecipe, G
 
 
 def cut_from(method: str, seed: int, work: Path) -> Path:
-    """The model that a method starts from: the source, or the source without the layers that it misses least."""
-    if method not in UNITS:
-        return SOURCE
-    out, learn = work / f"shallow {method} {seed}", load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml")
-    if not out.is_dir() and learn.target.num_layers is not None:
-        settings = vars(replace(MEASURED, seed=seed))
-        folders: dict[str, Any] = {"model": SOURCE, "corpus": learn.corpus, "out": out}
-        drop_layers(DropLayersRecipe(num_layers=learn.target.num_layers, **folders, **settings))
-    return out
+    """The model that a method starts from: the source, or what `write_shallow` made."""
+    return work / f"shallow {method} {seed}" if method in UNITS else SOURCE
+
+
+def write_shallow(out: Path, seed: int) -> None:
+    """The source without the layers that it misses least."""
+    learn = load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml")
+    settings: dict[str, Any] = vars(MEASURED) | {"seed": seed, "num_layers": learn.target.num_layers}
+    drop_layers(DropLayersRecipe(model=SOURCE, corpus=learn.corpus, out=out, **settings))
 
 
 def make_start(method: str, seed: int, work: Path) -> dict[str, Any]:
@@ -153,25 +166,26 @@ def make_start(method: str, seed: int, work: Path) -> dict[str, Any]:
     hide_loading_bars()
     torch.set_num_threads(1)
     kept: dict[str, Any] = {"commit": machine_record()["commit"]}
-    out = work / f"{method} {seed}"
+    out, model = work / f"{method} {seed}", cut_from(method, seed, work)
+    if method in UNITS:
+        write_shallow(model, seed)
+        kept |= measured_layers(model)
     if method not in VARIANTS:
-        write_start(method, out, seed, cut_from(method, seed, work))
-        return kept | measured_layers(method, seed, work)
+        write_start(method, out, seed, model)
+        return kept
     learn, gates = mask_recipe(method, seed, work)
     sizes = learn_masks(learn)["figures"]["expected_sizes"]
     values = load_masks(learn.out, gates=gates, force=True)  # a variant that misses its sizes is there to be seen
     slice_folder(learn.out, values, out, {})
     kept["expected_sizes"] = {name: round(size["expected"], 1) for name, size in sizes.items()}
-    if "layer" not in values:
-        return kept | measured_layers(method, seed, work)
-    return kept | {"dropped_layers": (values["layer"] == 0).nonzero().flatten().tolist()}
+    if "layer" in values:
+        kept["dropped_layers"] = (values["layer"] == 0).nonzero().flatten().tolist()
+    return kept
 
 
-def measured_layers(method: str, seed: int, work: Path) -> dict[str, Any]:
-    """Which layers were dropped by measuring, and the tokens that this read; nothing where layers were not measured."""
-    if method not in UNITS:
-        return {}
-    figures = (read_provenance(cut_from(method, seed, work)) or {})["figures"]
+def measured_layers(shallow: Path) -> dict[str, Any]:
+    """Which layers were dropped by measuring, and the tokens that this read."""
+    figures = (read_provenance(shallow) or {})["figures"]
     return {"dropped_layers": [each["dropped"] for each in figures["losses"]], "measuring_tokens": figures["tokens"]}
 
 
@@ -181,7 +195,7 @@ def recover_start(method: str, seed: int, budget: int, work: Path) -> dict[str, 
     torch.set_num_threads(1)
     start = work / f"{method} {seed}"
     recipe = replace(load_recipe(RecoverRecipe, RECIPES / "recover.yaml"), model=start, seed=seed, save_every=10_000)
-    spent = measured_layers(method, seed, work).get("measuring_tokens", 0)
+    spent = measured_layers(cut_from(method, seed, work))["measuring_tokens"] if method in UNITS else 0
     if method in VARIANTS:
         learn, _ = mask_recipe(method, seed, work)
         spent += learn.steps * learn.batch_size * learn.sequence_length
@@ -252,6 +266,8 @@ def main() -> None:
     command = shlex.join(["python", "-m", "benchmarks.pruning_quality", *sys.argv[1:]])
     record["commands"] = list(dict.fromkeys([*record["commands"], command]))
     complete(record, options)
+    record["dropped_by_random_choice"] = dropped_by_random_choice(map(int, record["runs"].get("random choice", {})))
+    write_result(options.out, record)
     others = [name for name in record["runs"] if name not in METHODS]
     print("\n".join([*table(record), "", *table(record, others)]))  # noqa: T201
     plot(record, options.out.with_suffix(".svg"))

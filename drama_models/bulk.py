@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from drama_models.ray_workers import Engine
 
 JOB, MANIFEST, RANGES = "job.json", "manifest.json", "ranges.npy"
-JOB_DEFAULTS = {"precision": "float32", "computed_in": "fp32"}
+JOB_DEFAULTS = {"precision": "float32", "computing_precision": "fp32"}
 SHARD_DOCUMENTS = 8192
 RANGES_DOCUMENTS = 2048  # that the ranges of eight bits are taken from
 LINE_EVERY_S = 10.0  # where there is no terminal for a bar
@@ -87,7 +87,7 @@ def encode_shards(
     out.mkdir(parents=True, exist_ok=True)
     identity = model or ModelIdentity.of(encoder)
     job = {"model": asdict(identity), "dim": encoder.dim, "shard_documents": shard_documents}
-    asked = {"precision": precision, "computed_in": encoder.document_encoder.runtime.precision}
+    asked = {"precision": precision, "computing_precision": encoder.document_encoder.runtime.precision}
     job |= {name: value for name, value in asked.items() if value != JOB_DEFAULTS[name]}
     _check_job(out, job)
     batches = windows(documents, shard_documents)

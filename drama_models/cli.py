@@ -25,6 +25,7 @@ from drama_models.index import Index, ModelIdentity
 from drama_models.index_folder import IDS as INDEX_IDS
 from drama_models.index_kinds import KINDS, chosen_kind
 from drama_models.quantisation import PRECISIONS
+from drama_models.ray_workers import Engine
 from drama_models.retriever import Retriever
 from drama_models.runtimes.choice import Precision, RuntimeName
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from drama_models.collection import Document
     from drama_models.index_kinds import Kind
     from drama_models.quantisation import EmbeddingPrecision
-    from drama_models.ray_workers import Engine
 
 SNIPPET_CHARACTERS = 100
 HITS = 100  # of each query that is evaluated
@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         "--store", choices=PRECISIONS, default="float32", help="numbers that vectors are kept in; default: float32"
     )
     encoding.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help="ray: several processes; default: local"
+        "--engine", choices=get_args(Engine), default="local", help="ray: several processes; default: local"
     )
     encoding.add_argument("--workers", type=_positive, default=2, help="processes of --engine ray; default: 2")
     indexing = command(index)

@@ -18,14 +18,15 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from drama_models.errors import ShapeError
-from drama_models.provenance import read_provenance
+from drama_models.folders import atomic_folder
+from drama_models.provenance import write_provenance
 from pruning.corpus import Corpus
 from pruning.language_modelling import StageFolders
 from pruning.masks import mask_shapes
 from pruning.mixture import MixedSequences
 from pruning.model_folder import read_config
 from pruning.shape import BackboneShape
-from pruning.slicing import slice_folder
+from pruning.slicing import write_sliced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,16 +97,17 @@ def drop_layers(recipe: DropLayersRecipe) -> dict[str, Any]:
         print(f"drop-layers | {words}", file=sys.stderr, flush=True)  # noqa: T201
     del model
     tried = sum(len(each["loss"]) for each in losses)
-    slice_folder(
-        recipe.model,
-        _masks(shape, kept),
-        recipe.out,
-        recipe,
-        stage="pruning.drop_layers",
-        inputs={"corpus": recipe.corpus},
-        figures={"tokens": tried * recipe.sequences * recipe.sequence_length, "losses": losses},
-    )
-    return read_provenance(recipe.out) or {}
+    measured = {"tokens": tried * recipe.sequences * recipe.sequence_length, "losses": losses}
+    with atomic_folder(recipe.out) as partial:
+        _, figures = write_sliced(partial, recipe.model, _masks(shape, kept))
+        return write_provenance(
+            partial,
+            stage="pruning.drop_layers",
+            recipe=recipe,
+            inputs={"model": recipe.model, "corpus": recipe.corpus},
+            figures=figures | measured,
+            parent=recipe.model,
+        )
 
 
 @torch.no_grad()

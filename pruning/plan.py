@@ -84,16 +84,14 @@ def plan(recipe: PlanRecipe) -> Plan:
     config = read_config(recipe.model)
     source = BackboneShape.of(config)
     wanted = read_run_recipe(recipe.target, recipe.model)
-    expand = wanted.expand_kv_heads and source.num_kv_heads != source.num_heads
-    expanded = replace(source, num_kv_heads=source.num_heads) if expand else None
+    expanded = replace(source, num_kv_heads=source.num_heads) if wanted.expands(source) else None
     masks, recovery = wanted.learn_masks, wanted.recover
     target = (expanded or source).cut_to(masks.target)
-    drop = wanted.drop_layers is not None and target.num_layers != source.num_layers
     return Plan(
         origin=wanted.origin,
         source=source,
         expanded=expanded,
-        shallow=replace(expanded or source, num_layers=target.num_layers) if drop else None,
+        shallow=replace(expanded or source, num_layers=target.num_layers) if wanted.drops_layers(source) else None,
         target=target,
         vocabulary=config.vocab_size,
         tied=bool(config.tie_word_embeddings),

@@ -53,6 +53,14 @@ class RunRecipe(StageFolders):
     force: bool = False
     """Slice even if the masks have not converged."""
 
+    def expands(self, source: BackboneShape) -> bool:
+        """Whether KV heads are expanded first."""
+        return self.expand_kv_heads and source.num_kv_heads != source.num_heads
+
+    def drops_layers(self, source: BackboneShape) -> bool:
+        """Whether layers are dropped before masks are learned."""
+        return self.drop_layers is not None and self.learn_masks.target.num_layers not in (None, source.num_layers)
+
     @property
     def backbone(self) -> Path:
         """The folder that the whole run is for."""
@@ -92,17 +100,16 @@ def run(recipe: RunRecipe) -> BackboneShape:
 
 def _prepared(recipe: RunRecipe, source: BackboneShape) -> Path:
     """The model that masks are learned on: the source, or what the recipe asks to be made of it first."""
-    model, layers = recipe.model, recipe.learn_masks.target.num_layers
-    if recipe.expand_kv_heads and source.num_kv_heads != source.num_heads:
+    model = recipe.model
+    if recipe.expands(source):
         expanded, heads = recipe.out / "expanded", source.num_heads
         inputs, settings = {"model": model}, {"num_kv_heads": heads}
         _stage(expanded, inputs, settings, lambda: expand_folder(recipe.model, expanded, heads))
         model = expanded
-    if recipe.drop_layers is not None and layers is not None and layers != source.num_layers:
+    if recipe.drops_layers(source):
         inputs = {"model": model, "corpus": recipe.corpus}
-        drop = DropLayersRecipe(
-            out=recipe.out / "shallow", num_layers=layers, model=model, corpus=recipe.corpus, **vars(recipe.drop_layers)
-        )
+        wanted: dict[str, Any] = vars(recipe.drop_layers) | {"num_layers": recipe.learn_masks.target.num_layers}
+        drop = DropLayersRecipe(out=recipe.out / "shallow", model=model, corpus=recipe.corpus, **wanted)
         _stage(drop.out, inputs, drop, lambda: drop_layers(drop))
         model = drop.out
     return model

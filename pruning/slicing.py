@@ -103,14 +103,7 @@ def sliced_config(config: Mapping[str, Any], shape: BackboneShape) -> dict[str, 
 
 
 def slice_folder(
-    source: str | Path,
-    values: Mapping[str, Tensor],
-    out: str | Path,
-    recipe: object,
-    *,
-    stage: str = "pruning.slice",
-    inputs: Mapping[str, Path] | None = None,
-    figures: Mapping[str, Any] | None = None,
+    source: str | Path, values: Mapping[str, Tensor], out: str | Path, recipe: Mapping[str, Any]
 ) -> BackboneShape:
     """Write the sliced model as a new folder.
 
@@ -119,9 +112,6 @@ def slice_folder(
         values: deterministic mask values by dimension, shapes as in `pruning.masks`.
         out: folder to make.
         recipe: settings to record in its provenance.
-        stage: that is recorded.
-        inputs: what else was read, by role.
-        figures: what else is to be recorded.
 
     Returns:
         The shape of the result.
@@ -130,25 +120,45 @@ def slice_folder(
         ShapeError: masks that do not fit the model, or leave layers of different sizes.
         ModelFolderError: unreadable weights.
     """
+    with atomic_folder(out) as partial:
+        target, figures = write_sliced(partial, Path(source), values)
+        write_provenance(
+            partial, stage="pruning.slice", recipe=recipe, inputs={"model": source}, figures=figures, parent=source
+        )
+    return target
+
+
+def write_sliced(folder: Path, source: Path, values: Mapping[str, Tensor]) -> tuple[BackboneShape, dict[str, Any]]:
+    """Fill a folder with the sliced model, its configuration and tokenizer; the provenance is the caller's to write.
+
+    Args:
+        folder: empty.
+        source: as of `slice_folder`.
+        values: as of `slice_folder`.
+
+    Returns:
+        The shape of the result; and its figures: `parameters`, and `kept_layers` by their numbers in the source.
+
+    Raises:
+        ShapeError: as of `slice_folder`.
+        ModelFolderError: unreadable weights.
+    """
     config = read_config(source)
     shape = BackboneShape.of(config)
     _check_masks(values, shape)
     masks = MaskValues(values, shape, tied=bool(config.tie_word_embeddings))
     target, layers = sliced_shape(masks), masks.kept_layers()
-    with atomic_folder(out) as partial:
-        cut = (
-            (new_name, slice_tensor(name, weight, masks))
-            for name, weight in read_weights(source)
-            if (new_name := renumbered(name, layers)) is not None and not (masks.tied and name == "lm_head.weight")
-        )
-        made = {"parameters": write_weights(partial / WEIGHTS, cut), "kept_layers": layers} | dict(figures or {})
-        copy_other_files(Path(source), partial)
-        settings = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
-        text = json.dumps(sliced_config(settings, target), indent=2)
-        (partial / "config.json").write_text(text + "\n", encoding="utf-8")
-        read = {"model": source} | dict(inputs or {})
-        write_provenance(partial, stage=stage, recipe=recipe, inputs=read, figures=made, parent=source)
-    return target
+    cut = (
+        (new_name, slice_tensor(name, weight, masks))
+        for name, weight in read_weights(source)
+        if (new_name := renumbered(name, layers)) is not None and not (masks.tied and name == "lm_head.weight")
+    )
+    figures = {"parameters": write_weights(folder / WEIGHTS, cut), "kept_layers": layers}
+    copy_other_files(source, folder)
+    settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps(sliced_config(settings, target), indent=2)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    return target, figures
 
 
 def _check_masks(values: Mapping[str, Tensor], shape: BackboneShape) -> None:

@@ -94,7 +94,7 @@ def test_vectors_of_another_precision_are_not_mixed(
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert np.abs(found - exact).max() > 1e-5
     assert main([*words, "fp32"]) == 2
-    assert "another computed_in (int8, not fp32)" in capsys.readouterr().err
+    assert "another computing_precision (int8, not fp32)" in capsys.readouterr().err
     assert main([*words, "int8"]) == 0
 
 

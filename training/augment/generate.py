@@ -29,7 +29,7 @@ from training.data.examples import TrainingExample
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from training.augment.llm import Answer
+    from training.augment.answer_cache import Answer
 
 QueryKind = Literal["search", "search-zero-shot", "question", "claim", "title", "keywords", "drama"]
 PASSAGE_CHARACTERS = 2048

@@ -14,7 +14,6 @@ import asyncio
 import hashlib
 import json
 import os
-import sqlite3
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from drama_models.errors import EndpointError
 from drama_models.progress import ProgressLog
 from drama_models.ray_workers import ray_cluster
 from drama_models.surrogates import storable
+from training.augment.answer_cache import Answer, AnswerCache
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Iterator
@@ -116,16 +116,6 @@ class ChatRequest:
         return hashlib.sha256(json.dumps(self.body(model), sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the model said."""
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    answer_tokens: int
-
-
 @dataclass
 class Usage:
     """What answers took, whenever they were asked for: the same for a run that was killed and one that was not."""
@@ -172,38 +162,6 @@ class _UnreachableError(_PassingError):
 
 class _RejectedError(Exception):
     """A request that will never be answered."""
-
-
-class AnswerCache:
-    """Answers by the hash of their request, in one SQLite file that survives a kill at any moment.
-
-    Raises:
-        EndpointError: the file is something else.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=60)
-        try:
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, answer TEXT)")
-        except sqlite3.DatabaseError:
-            self._database.close()
-            raise EndpointError(f"{path} is no cache of answers; remove it, or name another file.") from None
-
-    def get(self, key: str) -> Answer | None:
-        """The answer to a request, None where there is none yet."""
-        row = self._database.execute("SELECT answer FROM answers WHERE request = ?", (key,)).fetchone()
-        return Answer(**json.loads(row[0])) if row else None
-
-    def put(self, key: str, answer: Answer) -> None:
-        """Keep an answer; it is on disk when this returns."""
-        self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(asdict(answer))))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._database.close()
 
 
 class ChatClient:

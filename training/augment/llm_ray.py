@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from drama_models.batching import windows
 from drama_models.ray_workers import map_on_ray
-from training.augment.llm import Answer, ChatClient, ChatRequest, Endpoint, Sampling, ThisRun
+from training.augment.answer_cache import Answer
+from training.augment.llm import ChatClient, ChatRequest, Endpoint, Sampling, ThisRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

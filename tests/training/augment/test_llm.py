@@ -15,7 +15,8 @@ import pytest
 
 from drama_models.errors import EndpointError
 from tests.training.augment.chat_server import KEY, Fault, serving
-from training.augment.llm import AnswerCache, ChatClient, ChatRequest, Endpoint, Sampling
+from training.augment.answer_cache import AnswerCache
+from training.augment.llm import ChatClient, ChatRequest, Endpoint, Sampling
 
 FAST: dict[str, Any] = {"model": "tiny", "first_wait_s": 0.01, "timeout_s": 0.5, "key_variable": "TEST_LLM_KEY"}
 
