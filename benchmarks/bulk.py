@@ -16,7 +16,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,28 +25,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from benchmarks.machine import machine_record, write_result
+from benchmarks.sample_model import SHAPE, write_model
 from drama_models.folders import sha256_of_folder
-from drama_models.model_folder import llama_tensor_shapes, read_json
 
-START = Path("demo/nano")
-SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+SMALL: dict[str, Any] = SHAPE | {
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    "intermediate_size": 32, "vocab_size": 8192,
+}  # fmt: skip
 WORDS = ["join", "sort", "mean", "parse", "path", "split", "hash", "plot", "table", "row", "column", "graph", "node"]
 
 
 def generate(folder: Path, documents: int) -> tuple[Path, Path]:
     """A collection of documents of four to ten words, and a model for it."""
     generator = random.Random(0)  # noqa: S311
+    write_model(folder, SMALL)
     model, collection = folder / "model", folder / "collection"
-    shutil.copytree(START, model, ignore=shutil.ignore_patterns("provenance.json", "*.safetensors"))
-    config = read_json(START / "config.json") | SMALL
-    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    random_numbers = np.random.default_rng(0)
-    shapes = llama_tensor_shapes(config)
-    tensors = {name: 0.1 * random_numbers.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
-    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     collection.mkdir()
     with (collection / "corpus.jsonl").open("w", encoding="utf-8") as file:
         for number in range(documents):

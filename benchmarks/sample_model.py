@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SOURCE = Path(__file__).parents[1] / "demo" / "source"  # its tokenizer
 SHAPE: dict[str, Any] = {
@@ -16,7 +19,7 @@ SHAPE: dict[str, Any] = {
 MAX_LENGTH = 512
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, shape: Mapping[str, Any] = SHAPE, max_length: int = MAX_LENGTH) -> None:
     """`model` in a folder: random weights, bidirectional, mean pooling, laid out like a trained retriever."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaModel
@@ -28,18 +31,18 @@ def write_model(folder: Path) -> None:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(SOURCE)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    LlamaModel(LlamaConfig(**SHAPE, **ends, pad_token_id=tokenizer.pad_token_id)).save_pretrained(folder / "llama")
+    LlamaModel(LlamaConfig(**shape, **ends, pad_token_id=tokenizer.pad_token_id)).save_pretrained(folder / "llama")
     tokenizer.save_pretrained(folder / "llama")
     model = folder / "model"
     write_start_folder(folder / "llama", model, bidirectional=True)
     profile = Profile(
-        hidden_size=SHAPE["hidden_size"],
+        hidden_size=shape["hidden_size"],
         bidirectional=True,
         pooling="mean",
         query_prompt="Query: ",
         document_prompt="",
         set_ends=False,
-        max_length=MAX_LENGTH,
+        max_length=max_length,
         normalise=True,
         dims=(),
     )

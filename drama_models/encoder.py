@@ -138,9 +138,13 @@ class Encoder:
         folder, profile = layout.backbone, Profile.of(layout)
         checked_dim(dim, profile)
         tokenizer = TextTokenizer(folder, profile, max_length or profile.max_length)
-        runtime = load_runtime(
-            folder, profile, lambda texts: tokenizer.encode(texts, profile.document_prompt)[0], **computing
-        )
+
+        def sample_ids(texts: Sequence[str]) -> list[NDArray[np.int64]]:
+            ids, _ = tokenizer.encode(texts, profile.document_prompt)
+            tokenizer.check(ids)
+            return ids
+
+        runtime = load_runtime(folder, profile, sample_ids, **computing)
         return cls(layout, profile, tokenizer, runtime, dim, document_encoder)
 
     def encode_queries(
@@ -248,6 +252,7 @@ class Encoder:
         cut = 0
         for window in windows(checked, WINDOW_TEXTS):
             ids, cut_here = tokenise(window)
+            self._tokenizer.check(ids)
             cut += cut_here
             vectors = np.empty((len(window), dim), dtype=np.float32)
             lengths = [len(row) for row in ids]

@@ -13,6 +13,7 @@ import os
 from contextlib import contextmanager
 from functools import cached_property
 from ipaddress import ip_address
+from socket import create_connection
 from typing import TYPE_CHECKING, Any, Literal
 
 from drama_models import errors
@@ -30,6 +31,7 @@ ADDRESS_VARIABLE = "RAY_ADDRESS"
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
 OBJECT_STORE_BYTES = 1 << 29
+CONNECTION_TIMEOUT_S = 10.0
 TASK_ATTEMPTS = 4
 THREADS_VARIABLES = ("OMP_NUM_THREADS", "DRAMA_THREADS")
 
@@ -50,7 +52,8 @@ def ray_cluster(workers: int) -> Iterator[Any]:
         yield ray
         return
     try:
-        if os.environ.get(ADDRESS_VARIABLE):
+        if address := os.environ.get(ADDRESS_VARIABLE):
+            _check_it_answers(address)
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
         else:
             _start_here(ray, workers)
@@ -138,6 +141,20 @@ def _import_ray() -> Any:
     except ImportError:
         raise MissingExtraError("engine='ray'", "ray") from None
     return ray
+
+
+def _check_it_answers(address: str) -> None:
+    """Fail at once where nobody listens; Ray would try for minutes. Addresses without a port are Ray's to resolve.
+
+    Raises:
+        ConnectionError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            create_connection((host.strip("[]"), int(port)), timeout=CONNECTION_TIMEOUT_S).close()
+        except (OSError, OverflowError) as error:
+            raise ConnectionError(str(error)) from None
 
 
 def _start_here(ray: Any, workers: int) -> None:

@@ -42,7 +42,10 @@ class TextTokenizer:
         self._tokenizer = load_tokenizer(folder, set_ends=profile.set_ends)
         self._tokenizer.enable_truncation(max_length)
         self.max_length = max_length
-        longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
+        vocabulary = self._tokenizer.get_vocab()
+        self._folder, rows = folder, read_json(folder / "config.json").get("vocab_size")
+        self._rows = rows if isinstance(rows, int) and max(vocabulary.values(), default=0) >= rows else None
+        longest_token = max(map(len, vocabulary), default=1)
         self._max_characters = 2 * max_length * longest_token  # no more can be in the kept tokens
         by_words = self._tokenizer.pre_tokenizer is not None
         self._likely_characters = LIKELY_CHARACTERS * max_length if by_words else self._max_characters
@@ -65,6 +68,21 @@ class TextTokenizer:
         cut = sum(bool(encoding.overflowing) for encoding in encodings.values())
         rows = (encodings[position].ids for position in range(len(prepared)))
         return [np.array(row, dtype=np.int64) for row in rows], cut
+
+    def check(self, ids: Sequence[NDArray[np.int64]]) -> None:
+        """Refuse tokens that the model's embedding has no row for; runtimes would fail each in its own way.
+
+        Raises:
+            ModelFolderError: the tokenizer is of a model with more tokens, and one of those is in a text.
+        """
+        if self._rows is None:
+            return
+        largest = max((int(row.max()) for row in ids if len(row)), default=0)
+        if largest >= self._rows:
+            raise ModelFolderError(
+                f"{self._folder}: its tokenizer gives {self._tokenizer.id_to_token(largest)!r} the number {largest}, "
+                f"and its embedding has {self._rows} rows; use weights and tokenizer of one model."
+            )
 
     def _encode_starts(self, texts: Sequence[str]) -> dict[int, Encoding]:
         """Encodings of the long texts whose first characters already settle the kept tokens, by position.

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -100,6 +101,45 @@ def test_the_command_on_ray_stores_the_same_codes_and_counts_cut_texts(
     assert "texts were longer than the maximum length" in said[0][0]
     assert said[0] == said[1]
     assert sha256_of_folder(tmp_path / "ray") == sha256_of_folder(tmp_path / "local")
+
+
+def with_address(address: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own that is given the address of a cluster."""
+    environment = os.environ | {"RAY_ADDRESS": address}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=120)
+
+
+ENCODE_AND_SAY_WHERE = """
+import sys
+from drama_models.cli import main
+from drama_models.ray_workers import ray_cluster
+with ray_cluster(2) as ray:
+    assert main(["encode", *sys.argv[1:], "--engine", "ray"]) == 0
+    print(ray.get_runtime_context().gcs_address)
+"""
+
+
+def test_a_cluster_is_used_by_its_address(
+    cluster: Any, release_folder: Path, collection_folder: Path, tmp_path: Path
+) -> None:
+    folders = str(release_folder), str(collection_folder)
+    assert main(["encode", *folders, str(tmp_path / "local")]) == 0
+    address = cluster.get_runtime_context().gcs_address
+    encoded = with_address(address, "-c", ENCODE_AND_SAY_WHERE, *folders, str(tmp_path / "ray"))
+    assert encoded.returncode == 0, encoded.stderr
+    assert encoded.stdout.splitlines()[-1] == address
+    assert sha256_of_folder(tmp_path / "ray") == sha256_of_folder(tmp_path / "local")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_an_address_that_nobody_answers_is_told_at_once(
+    address: str, release_folder: Path, collection_folder: Path, tmp_path: Path
+) -> None:
+    words = "encode", str(release_folder), str(collection_folder), str(tmp_path / "ray"), "--engine", "ray"
+    failed = with_address(address, "-m", "drama_models.cli", *words)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith(f"error: There is no Ray cluster at $RAY_ADDRESS={address} (")
+    assert len(failed.stderr.splitlines()) == 1
 
 
 def connections() -> Iterator[tuple[psutil.Process, Any]]:

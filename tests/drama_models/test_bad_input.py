@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
 
 from drama_models import Encoder, Profile
 from drama_models.errors import AttentionDirectionError, DramaError, ModelFolderError, TextError
+from drama_models.runtimes.choice import RuntimeName
 from drama_models.tokenisation import checked_text
 
 
@@ -109,6 +111,18 @@ def test_weights_of_fewer_layers_are_named(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}), encoding="utf-8")
     with pytest.raises(ModelFolderError, match=r"no tensor 'layers\.3"):
         Encoder.from_pretrained(folder, runtime="torch")
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnx", "onnx-file"])
+def test_a_tokenizer_of_a_larger_model_is_named(folder: Path, runtime: RuntimeName) -> None:
+    before = Encoder.from_pretrained(folder, runtime=runtime).encode_documents(["a sea"])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["walrus"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    encoder = Encoder.from_pretrained(folder, runtime=runtime)
+    with pytest.raises(ModelFolderError, match=r"gives 'walrus' the number (\d+), and its embedding has \1 rows"):
+        encoder.encode_queries(["a sea", "a walrus"])
+    np.testing.assert_array_equal(encoder.encode_documents(["a sea"]), before)
 
 
 def test_pickle_weights_are_never_loaded(folder: Path) -> None:
