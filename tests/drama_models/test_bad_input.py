@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from tokenizers import Tokenizer
 
 from drama_models import Encoder, Profile
 from drama_models.errors import AttentionDirectionError, DramaError, ModelFolderError, TextError
-from drama_models.runtimes.choice import RuntimeName
 from drama_models.tokenisation import checked_text
+
+if TYPE_CHECKING:
+    from drama_models.runtimes.choice import RuntimeName
 
 
 @pytest.fixture(params=["torch", "onnx"])
