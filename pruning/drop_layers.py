@@ -54,6 +54,10 @@ class DropLayersSettings:
                 f"sequence_length={self.sequence_length} at least 2."
             )
 
+    def tokens(self, num_layers: int, wanted: int) -> int:
+        """Tokens that are read until so many layers are left: all sequences, once for each layer that might go."""
+        return sum(range(wanted + 1, num_layers + 1)) * self.sequences * self.sequence_length
+
 
 @dataclass(frozen=True, kw_only=True)
 class DropLayersRecipe(DropLayersSettings, StageFolders):
@@ -96,8 +100,7 @@ def drop_layers(recipe: DropLayersRecipe) -> dict[str, Any]:
         words = f"{len(kept)} layers left, {recipe.num_layers} wanted | layer {least} gone, loss {without[least]:.4f}"
         print(f"drop-layers | {words}", file=sys.stderr, flush=True)  # noqa: T201
     del model
-    tried = sum(len(each["loss"]) for each in losses)
-    measured = {"tokens": tried * recipe.sequences * recipe.sequence_length, "losses": losses}
+    measured = {"tokens": recipe.tokens(shape.num_layers, recipe.num_layers), "losses": losses}
     with atomic_folder(recipe.out) as partial:
         _, figures = write_sliced(partial, recipe.model, _masks(shape, kept))
         return write_provenance(

@@ -42,6 +42,8 @@ class Plan:
     target: BackboneShape
     vocabulary: int
     tied: bool
+    measuring_tokens: int
+    """Read to decide which layers are dropped; 0 where their gates are learned."""
     mask_tokens: int
     recover_tokens: int
 
@@ -64,12 +66,13 @@ class Plan:
             for name, shape in (("learn-masks", self.trained), ("recover", self.target))
         ]
         head = f"{'':10}{'hidden':>8}{'layers':>8}{'heads':>7}{'KV':>5}{'inter':>8}{'non-embedding':>16}{'total':>16}"
+        measuring = f"{self.measuring_tokens:,} to measure layers, " if self.measuring_tokens else ""
         return [
             f"target: {self.origin}",
             head,
             *rows,
             *(f"{name}: {size:.1f} GiB for weights, gradients and Adam, before activations" for name, size in memory),
-            f"tokens: {self.mask_tokens:,} to learn masks, {self.recover_tokens:,} to recover",
+            f"tokens: {measuring}{self.mask_tokens:,} to learn masks, {self.recover_tokens:,} to recover",
         ]
 
 
@@ -87,14 +90,17 @@ def plan(recipe: PlanRecipe) -> Plan:
     expanded = replace(source, num_kv_heads=source.num_heads) if wanted.expands(source) else None
     masks, recovery = wanted.learn_masks, wanted.recover
     target = (expanded or source).cut_to(masks.target)
+    shallow = replace(expanded or source, num_layers=target.num_layers) if wanted.drops_layers(source) else None
+    drop = wanted.drop_layers if shallow else None
     return Plan(
         origin=wanted.origin,
         source=source,
         expanded=expanded,
-        shallow=replace(expanded or source, num_layers=target.num_layers) if wanted.drops_layers(source) else None,
+        shallow=shallow,
         target=target,
         vocabulary=config.vocab_size,
         tied=bool(config.tie_word_embeddings),
+        measuring_tokens=drop.tokens(source.num_layers, target.num_layers) if drop else 0,
         mask_tokens=masks.steps * masks.batch_size * masks.sequence_length,
         recover_tokens=recovery.steps * recovery.batch_size * recovery.sequence_length,
     )
