@@ -96,6 +96,19 @@ def test_nano_figures_are_those_of_the_results_file() -> None:
         assert f"| {' | '.join([name, *cells])} |" in README
 
 
+def test_specialisation_is_that_of_the_results_file() -> None:
+    collections = json.loads((ROOT / "benchmarks/results/specialise.json").read_text(encoding="utf-8"))["collections"]
+    assert len(collections) == 2
+    for name, found in collections.items():
+        ndcg, recall = found["people's queries"]
+        uncut = {system: row["ndcg@10"] for system, row in found["collection_as_it_is"].items()}
+        cells = [name, f"{found['test_queries']:,}"]
+        for change in (ndcg, recall):
+            cells += [f"{change['before']:.3f} → {change['after']:.3f}", f"{change['p']:.4f}"]
+        cells += [f"{uncut['before']:.3f} → {uncut['after']:.3f}", f"{uncut['bm25']:.3f}"]
+        assert f"| {' | '.join(cells)} |" in README
+
+
 def test_training_memory_is_that_of_the_results_files() -> None:
     data = json.loads((ROOT / "benchmarks/results/training_data.json").read_text(encoding="utf-8"))
     peak = max(build["rss_peak_mib"] for build in data["builds"].values())
