@@ -51,7 +51,7 @@ class Sweep:
         return self.rounds
 
     def _seconds(self, texts: list[str]) -> float:
-        began_s, calls = time.perf_counter(), []
+        began_s, calls = time.perf_counter(), list[float]()
         while not calls or time.perf_counter() - began_s < LEAST_S:
             calls.append(timed(lambda: self.embed_documents(texts)))
         return statistics.median(calls)
@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scaling.json"), help="results file")
     options = parser.parse_args()
     lengths = measure_lengths(options.tokens, options.rounds)
+    numbers = measure_numbers(options.largest)
     record = {
         "benchmark": "scaling",
         "command": f"python -m benchmarks.scaling --tokens {options.tokens} --rounds {options.rounds} "
@@ -146,10 +147,10 @@ def main() -> None:
         "settings": {"tokens": options.tokens, "rounds": options.rounds, "largest": options.largest} | SHAPE,
         "machine": machine_record(),
         "lengths": lengths,
-        "numbers": measure_numbers(options.largest),
+        "numbers": numbers,
     }
     print("\n".join([*table(lengths["systems"], "tokens_per_second"), ""]))  # noqa: T201
-    print("\n".join(table(record["numbers"], "texts_per_second")))  # noqa: T201
+    print("\n".join(table(numbers, "texts_per_second")))  # noqa: T201
     write_result(options.out, record)
 
 

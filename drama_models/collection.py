@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from drama_models.errors import CollectionError
 from drama_models.folders import atomic_folder
+from drama_models.seen import SeenStrings
 from drama_models.surrogates import storable_json
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Collection:
         return self._file("queries.jsonl")
 
     def documents(self) -> Iterator[Document]:
-        """The documents in file order, one at a time; only their ids are held in memory.
+        """The documents in file order, one at a time; only hashes of their ids are held in memory.
 
         Raises:
             CollectionError: broken line, missing field, or a document id that was there before.
@@ -166,7 +167,7 @@ class Collection:
     @staticmethod
     def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """Line number and object of every line, ids checked to be strings that occur once."""
-        seen: dict[str, int] = {}
+        seen = SeenStrings()
         with _open(path) as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
@@ -180,12 +181,21 @@ class Collection:
                 key = record.get("_id") if isinstance(record, dict) else None
                 if not isinstance(key, str):
                     raise CollectionError(f"{path}, line {number}: expected an object with a string `_id`.")
-                if key in seen:
+                if seen.add(key) and (first := _first_line(path, key)) < number:
                     raise CollectionError(
-                        f"{path}, line {number}: id {key!r} was used in line {seen[key]}; ids must be unique."
+                        f"{path}, line {number}: id {key!r} was used in line {first}; ids must be unique."
                     )
-                seen[key] = number
                 yield number, record
+
+
+def _first_line(path: Path, key: str) -> int:
+    """Number of the first line with this id, in a file that has one."""
+    with _open(path) as file:
+        return next(
+            number
+            for number, line in enumerate(file, start=1)
+            if line.strip() and storable_json(json.loads(line))["_id"] == key
+        )
 
 
 def _judgement(fields: list[str], path: Path, number: int) -> tuple[str, str, int]:
