@@ -43,7 +43,9 @@ class TextTokenizer:
         self._tokenizer.enable_truncation(max_length)
         self.max_length = max_length
         vocabulary = self._tokenizer.get_vocab()
-        self._folder, rows = folder, read_json(folder / "config.json").get("vocab_size")
+        config = folder / "config.json"
+        rows = read_json(config).get("vocab_size") if config.is_file() else None
+        self._folder = folder
         self._rows = rows if isinstance(rows, int) and max(vocabulary.values(), default=0) >= rows else None
         longest_token = max(map(len, vocabulary), default=1)
         self._max_characters = 2 * max_length * longest_token  # no more can be in the kept tokens
