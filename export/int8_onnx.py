@@ -18,7 +18,8 @@ from drama_models.errors import PrecisionError
 from drama_models.model_folder import read_json
 from drama_models.pooling import pool
 from drama_models.profile import Profile
-from drama_models.runtimes.int8 import SAMPLE_TOKENS, Conversion, Int8Report, quantised_rows
+from drama_models.runtimes.byte_products import quantised_rows
+from drama_models.runtimes.int8 import SAMPLE_TOKENS, Conversion, Int8Report
 from drama_models.runtimes.llama_graph import INT8
 from drama_models.runtimes.llama_runtime import LlamaOnnxRuntime, read_llama
 from drama_models.runtimes.onnx_session import chosen_threads, file_session
@@ -69,7 +70,8 @@ def write_int8_onnx(
     profile, (shape, weights) = Profile.from_folder(folder), read_llama(folder)
     tokenizer = TextTokenizer(folder, profile, min(profile.max_length, SAMPLE_TOKENS))
     samples = [ids for ids in tokenizer.encode(texts, profile.document_prompt)[0] if len(ids)]
-    tensors, converted = Conversion(shape, weights, profile, threads=chosen_threads()).convert(samples, min_cosine)
+    conversion = Conversion(shape, weights, profile, threads=chosen_threads(), signed=False)  # for any processor
+    tensors, converted = conversion.convert(samples, min_cosine)
     expected = LlamaOnnxRuntime.from_folder(folder, profile).embed(samples)
     table = np.asarray(weights[f"{EMBEDDING}.weight"])
     config, paths = read_json(folder / "config.json"), [folder / name for name in INT8_GRAPHS]
@@ -97,7 +99,7 @@ def _report(cosines: NDArray[np.float32], converted: Int8Report, embedding: str)
 
 def _embedding_rows(table: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
     """The token embedding with a scale for each token, (V, D), as it is gathered from and not as it is multiplied."""
-    rows = quantised_rows(EMBEDDING, table)
+    rows = quantised_rows(EMBEDDING, table, signed=False)
     return rows | {EMBEDDING + INT8: np.ascontiguousarray(rows[EMBEDDING + INT8].T)}
 
 

@@ -5,9 +5,9 @@ the weights (`outliers`), weights in eight bits with a scale for each row, and t
 and after on the same texts. Below the wanted cosine the layers that lose most go back to float32 one after another; if
 half of them do not suffice, the conversion is refused.
 
-Weights are stored as unsigned bytes, 128 standing for 0. With signed ones, x86 without VNNI adds two products of bytes
-in 16 bits, which overflow now and then and double the error of a layer; with unsigned ones the sums of
-ONNX Runtime are exact on every processor.
+Weights are signed bytes where ONNX Runtime multiplies those exactly: on x86 with VNNI, which is more than twice as fast
+with them, and on others. Elsewhere they are unsigned, 128 standing for 0, since x86 without VNNI adds two products with
+signed bytes in 16 bits, which overflow now and then and double the error of a layer. `byte_products` tries which it is.
 
 A conversion takes seconds, so its result is kept in the user's cache and memory-mapped from then on. It is found by
 the files it was made from (path, size, time of change), the sample texts, the version of ONNX Runtime, and the
@@ -31,7 +31,8 @@ from drama_models.errors import ModelFolderError, PrecisionError
 from drama_models.folders import atomic_file, cache_folder
 from drama_models.hardware import processor_name
 from drama_models.model_folder import weight_files
-from drama_models.runtimes.llama_graph import INT8, INT8_LIMIT, INT8_ZERO, SCALE
+from drama_models.runtimes.byte_products import quantised_rows, signed_bytes_are_exact
+from drama_models.runtimes.llama_graph import INT8
 from drama_models.runtimes.llama_runtime import LlamaEncoder, LlamaOnnxRuntime, read_llama
 from drama_models.runtimes.mapped_weights import MappedWeights
 from drama_models.runtimes.onnx_session import chosen_threads
@@ -53,9 +54,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIN_COSINE = 0.995
-FORMAT = 2  # of the cached file; raise it when the conversion changes
+FORMAT = 3  # of the cached file; raise it when the conversion changes
 SAMPLE_TOKENS = 256  # of a sample text that are read; longer ones would only make the conversion slower
-SMALLEST_SCALE = 1e-30  # of a row of zeros
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,20 @@ class Conversion:
         weights: of the model.
         profile: attention direction and pooling.
         threads: of one call.
+        signed: store weights as signed bytes; by default where this machine multiplies them exactly.
     """
 
-    def __init__(self, shape: LlamaShape, weights: MappedWeights, profile: Profile, *, threads: int) -> None:
+    def __init__(
+        self,
+        shape: LlamaShape,
+        weights: MappedWeights,
+        profile: Profile,
+        *,
+        threads: int,
+        signed: bool | None = None,
+    ) -> None:
         self.shape, self.weights, self.profile, self.threads = shape, weights, profile, threads
+        self.signed = signed_bytes_are_exact() if signed is None else signed
 
     def encoder(self, tensors: Tensors | MappedWeights) -> LlamaEncoder:
         """An encoder over converted tensors; what is int8 among them runs in int8."""
@@ -180,7 +190,7 @@ class Conversion:
         tensors = dict(exact)
         for name in self.shape.linear_sizes():
             if int(name.split(".")[1]) in layers:
-                tensors |= quantised_rows(name, tensors.pop(name + WEIGHT))
+                tensors |= quantised_rows(name, tensors.pop(name + WEIGHT), signed=self.signed)
         return tensors
 
     def _cosines(
@@ -204,21 +214,6 @@ class Conversion:
             quantised=quantised,
             watched=watched,
         )
-
-
-def quantised_rows(name: str, weight: NDArray[np.float32]) -> Tensors:
-    """A weight in eight bits, each row in whole numbers of 1/127 of its largest magnitude.
-
-    Args:
-        name: of the linear layer.
-        weight: (out, in), float32.
-
-    Returns:
-        `name.int8`, (in, out), uint8 with 128 for 0, as the graph multiplies it, and `name.scale`, (out,), float32.
-    """
-    scale = np.maximum(np.abs(weight).max(axis=1), SMALLEST_SCALE).astype(np.float32) / np.float32(INT8_LIMIT)
-    whole = (np.rint(weight / scale[:, None]) + INT8_ZERO).astype(np.uint8)
-    return {name + INT8: np.ascontiguousarray(whole.T), name + SCALE: scale}
 
 
 def _key(folder: Path, profile: Profile, texts: Sequence[str], min_cosine: float) -> str:

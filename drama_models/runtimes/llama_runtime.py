@@ -12,7 +12,7 @@ import numpy as np
 
 from drama_models.model_folder import check_llama_weights, read_json, weight_files
 from drama_models.pooling import pool_rows
-from drama_models.runtimes.llama_graph import COSINES, SINES, LlamaGraph
+from drama_models.runtimes.llama_graph import COSINES, INT8, SINES, LlamaGraph
 from drama_models.runtimes.llama_shape import LlamaShape
 from drama_models.runtimes.mapped_weights import MappedWeights
 from drama_models.runtimes.onnx_session import chosen_threads, memory_session
@@ -57,7 +57,14 @@ class LlamaEncoder:
         watched: bool = False,
     ) -> None:
         biases = {name for name in shape.linear_sizes() if name + BIAS in weights}
-        graph = LlamaGraph(shape, biases, bidirectional=bidirectional, quantised=quantised, watched=watched)
+        signed = any(weights[name + INT8].dtype == np.int8 for name in quantised)
+        settings: dict[str, Any] = {
+            "bidirectional": bidirectional,
+            "quantised": quantised,
+            "signed": signed,
+            "watched": watched,
+        }
+        graph = LlamaGraph(shape, biases, **settings)
         model = graph.model()
         self.shape, self.embedding = shape, embedding
         self._weights = {name: weights[name] for name in graph.external}  # the session reads them where they are

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
     from drama_models.runtimes.llama_shape import LlamaShape
 
+OUTLIER_EXPONENT = 1.5
+"""A channel is an outlier where its peak, over its weights' reach, is at least 2 to twice this power of the median's.
+Moving lesser ones costs the weights more than activations gain: 0.9977 for 0.9987 in the shape of drama-base."""
+
 
 def smoothed(
     weights: Mapping[str, NDArray[Any]], shape: LlamaShape, peaks: Mapping[str, NDArray[np.float32]], layer: int
@@ -69,10 +73,15 @@ def smoothed(
 
 
 def _powers_of_two(peak: NDArray[np.float32], reach: NDArray[np.float32]) -> NDArray[np.float32]:
-    """sqrt(peak / reach) to the nearest power of two: channel and weights end up equally large; 1 where one is 0."""
+    """sqrt(peak / reach) in units of its median, to the nearest power of two: outliers end up like the other channels.
+
+    1 for a channel that is no outlier, or where one of the two is 0.
+    """
     usable = (peak > 0) & (reach > 0)
     exponent = np.log2(np.where(usable, peak, 1) / np.where(usable, reach, 1)) / 2
-    return np.exp2(np.round(exponent)).astype(np.float32)
+    exponent -= np.median(exponent[usable]) if usable.any() else 0
+    is_outlier = usable & (np.abs(exponent) >= OUTLIER_EXPONENT)
+    return np.exp2(np.where(is_outlier, np.round(exponent), 0)).astype(np.float32)
 
 
 def _per_kv_channel(values: NDArray[np.float32], shape: LlamaShape, kv_heads: int | None) -> NDArray[np.float32]:

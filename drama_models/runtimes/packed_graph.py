@@ -1,8 +1,9 @@
 """What the graphs of all encoders share: operators on one long row of tokens, and attention within each text.
 
 Texts come one after another without padding: their tokens form one long row, every operator but attention works on
-that row, and a loop over the texts attends within each. So nothing is computed for padding, the memory of attention
-grows with the length and not with its square, and a text's vector does not depend on its batch mates.
+that row, and a loop over the texts attends within each; a text alone needs no loop. So nothing is computed for padding,
+the memory of attention grows with the length and not with its square, and a text's vector does not depend on its batch
+mates.
 
 The token embedding is an input, so that its table can stay on disk. Operators are those that ONNX Runtime is fastest
 with (`com.microsoft`); the portable graph of standard operators is made by the export room.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 OPSET, IR_VERSION = 17, 9
 CONTRIB = "com.microsoft"
 EMBEDDED = "embedded"  # (1, N, D), float32
+ALONE = "alone"  # (), bool: whether there is one text
 COUNT, STARTS, ENDS = "count", "starts", "ends"  # (), (B, 1), (B, 1), int64
 OUTPUT = "last_hidden_state"  # (1, N, D), float32
 WEIGHT, BIAS = ".weight", ".bias"  # endings of a layer's tensors
@@ -50,6 +52,7 @@ class PackedGraph:
         self._nodes: list[NodeProto] = []
         self._initializers: list[TensorProto] = []
         self._constants: dict[str, NDArray[Any]] = {}
+        self._made: set[str] = set()  # values that are computed once, where they are first asked for
 
     def _finished(
         self, name: str, inputs: Sequence[ValueInfoProto] = (), outputs: Sequence[str] = (OUTPUT,)
@@ -91,26 +94,49 @@ class PackedGraph:
 
     def _attended(self, query: str, key: str, value: str) -> str:
         """Attention of each text within itself, (1, N, D) from three of them."""
-        each = self._attention_within_a_text(query, key, value)
-        empty = self._op("SequenceEmpty", [], dtype=TensorProto.FLOAT)
-        texts = self._op("Loop", [COUNT, "", empty], body=each)
-        return self._op("ConcatFromSequence", [texts], axis=1)
+        alone = self._constant("one_text", np.array(1))
+        if ALONE not in self._made:
+            self._made.add(ALONE)
+            self._op("Equal", [COUNT, alone], [ALONE])
+        here = f"attended_{len(self._nodes)}"
+        branches = {"then": self._alone(here, query, key, value), "else": self._each(here, query, key, value)}
+        return self._op("If", [ALONE], **{f"{name}_branch": graph for name, graph in branches.items()})
 
-    def _attention_within_a_text(self, query: str, key: str, value: str) -> GraphProto:
-        """Body of the loop over texts: cut one text out of the row, attend, append to the sequence of results."""
-        here, nodes = f"text_{len(self._nodes)}", []
+    def _alone(self, here: str, query: str, key: str, value: str) -> GraphProto:
+        """Attention over the whole row, which is one text: a loop of one round would cost a short query a twentieth."""
+        node = self._attention_node([query, key, value], f"{here}.alone")
+        return helper.make_graph([node], f"{here}.then", [], [_states(f"{here}.alone")])
+
+    def _each(self, here: str, query: str, key: str, value: str) -> GraphProto:
+        """A loop over the texts of the row."""
+        empty, texts, joined = (f"{here}.{name}" for name in ("empty", "texts", "joined"))
+        nodes = [
+            helper.make_node("SequenceEmpty", [], [empty], name=empty, dtype=TensorProto.FLOAT),
+            helper.make_node(
+                "Loop", [COUNT, "", empty], [texts], name=texts, body=self._one_of_many(here, query, key, value)
+            ),
+            helper.make_node("ConcatFromSequence", [texts], [joined], name=joined, axis=1),
+        ]
+        return helper.make_graph(nodes, f"{here}.else", [], [_states(joined)])
+
+    def _attention_node(self, inputs: Sequence[str], output: str) -> NodeProto:
+        attributes: dict[str, Any] = {"num_heads": self._heads, "unidirectional": 0 if self.bidirectional else 1}
+        return helper.make_node("MultiHeadAttention", inputs, [output], name=output, domain=CONTRIB, **attributes)
+
+    def _one_of_many(self, here: str, query: str, key: str, value: str) -> GraphProto:
+        """Body of the loop: cut one text out of the row, attend, append to the sequence of results."""
+        nodes = []
         axis = self._constant("token_axis", np.ones(1, dtype=np.int64))
 
-        def op(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-            nodes.append(helper.make_node(kind, inputs, [f"{here}.{output}"], name=f"{here}.{output}", **attributes))
+        def op(kind: str, inputs: list[str], output: str) -> str:
+            nodes.append(helper.make_node(kind, inputs, [f"{here}.{output}"], name=f"{here}.{output}"))
             return f"{here}.{output}"
 
         start, end = (op("Gather", [edge, f"{here}.number"], f"{edge}_here") for edge in (STARTS, ENDS))
         parts = {"query": query, "key": key, "value": value}
         cut = [op("Slice", [states, start, end, axis], part) for part, states in parts.items()]
-        attributes = {"num_heads": self._heads, "unidirectional": 0 if self.bidirectional else 1}
-        attended = op("MultiHeadAttention", cut, "attended", domain=CONTRIB, **attributes)
-        longer = op("SequenceInsert", [f"{here}.sequence", attended], "longer")
+        nodes.append(self._attention_node(cut, f"{here}.attended"))
+        longer = op("SequenceInsert", [f"{here}.sequence", f"{here}.attended"], "longer")
         again = op("Identity", [f"{here}.condition"], "again")
         sequence = [
             helper.make_tensor_sequence_value_info(name, TensorProto.FLOAT, None)
@@ -119,6 +145,11 @@ class PackedGraph:
         flags = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in (f"{here}.condition", again)]
         number = helper.make_tensor_value_info(f"{here}.number", TensorProto.INT64, [])
         return helper.make_graph(nodes, here, [number, flags[0], sequence[0]], [flags[1], sequence[1]])
+
+
+def _states(name: str) -> ValueInfoProto:
+    """A float32 tensor of three dimensions."""
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None, None])
 
 
 def edges_of(lengths: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from drama_models import Encoder
 from drama_models.errors import PrecisionError
 from drama_models.model_folder import weight_files
-from drama_models.runtimes.int8 import Conversion, quantised_rows
+from drama_models.runtimes.byte_products import quantised_rows, signed_bytes_are_exact
+from drama_models.runtimes.int8 import Conversion
 from drama_models.runtimes.llama_runtime import LlamaEncoder, read_llama
 from drama_models.runtimes.mapped_weights import MappedWeights
 from tests.conftest import TEXTS, make_llama
@@ -21,6 +23,8 @@ from tests.drama_models.test_llama_runtime import profile_of, random_texts
 
 MODERATE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
 MODERATE |= {"num_key_value_heads": 2, "head_dim": 64, "num_hidden_layers": 4, "initializer_range": 0.02}
+CPU_INFO = Path("/proc/cpuinfo")
+OUTLIER_MAKERS = tuple(f"layers.1.{name}.weight" for name in ("input_layernorm", "self_attn.v_proj", "mlp.up_proj"))
 OUTLIERS = [7, 101, 233]  # channels
 READERS = {
     "input_layernorm": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -81,7 +85,7 @@ def test_stressed_weights_keep_their_embeddings_where_plain_int8_loses_them(
     linear = list(conversion.shape.linear_sizes())
     plain = {name: conversion.weights[name] for name in conversion.weights}
     for name in linear:
-        plain |= quantised_rows(name, plain.pop(f"{name}.weight"))
+        plain |= quantised_rows(name, plain.pop(f"{name}.weight"), signed=False)
     assert smallest_cosine(embed(conversion, plain, linear), expected) < plain_below
     tensors, report = conversion.convert(random_texts()[:2], min_cosine=0.995)  # measured on texts it has not seen
     assert report.kept == ()
@@ -99,7 +103,9 @@ def test_moving_outliers_changes_no_bit_of_the_embeddings(tmp_path: Path, change
     state = {name: np.array(value) for name, value in load_file(folder / "model.safetensors").items()}
     for name, value in state.items():
         if value.ndim == 1:  # gains and biases, which are ones and zeros in a fresh model
-            state[name] = value + generator.normal(0, 1, value.shape).astype(np.float32)
+            value += generator.normal(0, 1, value.shape).astype(np.float32)
+        if name.endswith(OUTLIER_MAKERS):
+            value[5] *= 100
     save_file(state, folder / "model.safetensors")
     conversion = conversion_of(folder)
     moved, before = conversion.evened_out(random_texts())
@@ -108,18 +114,27 @@ def test_moving_outliers_changes_no_bit_of_the_embeddings(tmp_path: Path, change
     np.testing.assert_array_equal(embed(conversion, moved, []), before)
 
 
-def test_rows_are_whole_numbers_of_their_scale() -> None:
+def test_channels_of_a_model_without_outliers_stay_as_they_are(moderate: Path) -> None:
+    conversion = conversion_of(moderate)
+    moved, _ = conversion.evened_out(random_texts())
+    changed = [(tensor != conversion.weights[name]).mean() for name, tensor in moved.items()]
+    assert max(changed) < 0.02  # a channel that hardly anything reads may be moved too
+
+
+@pytest.mark.parametrize(("signed", "kind", "zero"), [(True, np.int8, 0), (False, np.uint8, 128)])
+def test_rows_are_whole_numbers_of_their_scale(signed: bool, kind: type[np.generic], zero: int) -> None:
     weight = np.random.default_rng(0).normal(size=(5, 9)).astype(np.float32)
     weight[3] = 0
-    tensors = quantised_rows("layer", weight)
-    assert tensors["layer.int8"].dtype == np.uint8
-    restored = (tensors["layer.int8"].T.astype(np.float32) - 128) * tensors["layer.scale"][:, None]
+    tensors = quantised_rows("layer", weight, signed=signed)
+    assert tensors["layer.int8"].dtype == kind
+    restored = (tensors["layer.int8"].T.astype(np.float32) - zero) * tensors["layer.scale"][:, None]
     step = np.abs(weight).max(axis=1, keepdims=True) / 127
     assert (np.abs(restored - weight) <= step * 0.501).all()
     assert not restored[3].any()
 
 
-def test_sums_beyond_sixteen_bits_are_exact_on_every_processor(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signed", [signed_bytes_are_exact(), False], ids=["as chosen here", "unsigned"])
+def test_sums_beyond_sixteen_bits_are_exact_on_every_processor(tmp_path: Path, signed: bool) -> None:
     folder = make_llama(tmp_path / "signs", **MODERATE)
     state = {name: np.array(value) for name, value in load_file(folder / "model.safetensors").items()}
     for name, value in state.items():
@@ -131,8 +146,14 @@ def test_sums_beyond_sixteen_bits_are_exact_on_every_processor(tmp_path: Path) -
     tensors = {name: conversion.weights[name] for name in conversion.weights}
     expected = embed(conversion, tensors, [])
     for name in linear:
-        tensors |= quantised_rows(name, tensors.pop(f"{name}.weight"))
+        tensors |= quantised_rows(name, tensors.pop(f"{name}.weight"), signed=signed)
     assert smallest_cosine(embed(conversion, tensors, linear), expected) > 0.9995  # with sums that overflow: 0.2
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not CPU_INFO.is_file(), reason="reads the flags of Linux on x86")
+def test_signed_bytes_are_found_exact_where_the_processor_has_instructions_for_them() -> None:
+    flags = next(line for line in CPU_INFO.read_text(encoding="utf-8").splitlines() if line.startswith("flags")).split()
+    assert signed_bytes_are_exact() == bool({"avx512_vnni", "avx_vnni"} & set(flags))
 
 
 def test_layers_that_lose_too_much_stay_in_float32(moderate: Path) -> None:
