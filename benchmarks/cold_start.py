@@ -63,6 +63,7 @@ SYSTEMS = {BASELINE: LOAD_PEER} | {
     name: LOAD_OURS.format(runtime=runtime, precision=precision, device=device)
     for name, runtime, precision, device in (
         ("Encoder torch", "torch", "fp32", "cpu"),
+        ("Encoder openvino", "openvino", "fp32", None),
         ("Encoder onnx", "onnx", "fp32", None),
         ("Encoder onnx int8", "onnx", "int8", None),
     )

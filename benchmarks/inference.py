@@ -80,12 +80,22 @@ def load_onnx(folder: Path, precision: Precision = "fp32") -> tuple[Encode, Enco
     return encoder.encode_queries, encoder.encode_documents
 
 
+def load_openvino(folder: Path, precision: Precision = "fp32") -> tuple[Encode, Encode]:
+    """OpenVINO straight from the safetensors."""
+    from drama_models import Encoder
+
+    encoder = Encoder.from_pretrained(folder, runtime="openvino", precision=precision)
+    return encoder.encode_queries, encoder.encode_documents
+
+
 BASELINE = "sentence-transformers"
 SYSTEMS: dict[str, System] = {
     BASELINE: System(load=load_sentence_transformers),
     f"{BASELINE} bf16": System(load=load_sentence_transformers, settings={"dtype": "bfloat16"}, needs_bf16=True),
     "Encoder torch": System(load=load_torch),
     "Encoder torch bf16": System(load=load_torch, settings={"dtype": "bfloat16"}, needs_bf16=True),
+    "Encoder openvino": System(load=load_openvino),
+    "Encoder openvino bf16": System(load=load_openvino, settings={"precision": "bf16"}, needs_bf16=True),
     "Encoder onnx": System(load=load_onnx),
     "Encoder onnx int8": System(load=load_onnx, settings={"precision": "int8"}),
 }

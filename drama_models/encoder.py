@@ -83,14 +83,17 @@ class Encoder:
             document_model: folder or hub name of the document encoder, where it is not in `model`. One of two folders
                 called `…-query-encoder` and `…-context-encoder` finds the other by itself.
             runtime: "torch"; "onnx", straight from the safetensors of a Llama or a BERT, else from `onnx/model.onnx`;
-                "onnx-file", from that file in any case; or "auto": torch for a GPU or bf16, else ONNX where it can run
-                the folder, else torch. `encoder.runtime.description` says what was chosen.
+                "onnx-file", from that file in any case; "openvino", from the safetensors of a Llama; or "auto": torch
+                for a GPU, OpenVINO or torch for bf16, else ONNX where it can run the folder, else torch.
+                `encoder.runtime.description` says what was chosen.
             dim: coordinates to keep, cut before normalising; all by default.
             max_length: tokens kept of each text, its ends included; the model's own limit by default.
-            precision: "fp32", "bf16" or "fp16" (torch), or "int8" (ONNX from safetensors); "auto" is exact, so fp32.
+            precision: "fp32", "bf16" (torch, OpenVINO), "fp16" (torch), or "int8" (ONNX from safetensors); "auto" is
+                exact, so fp32.
             sample_texts: documents that int8 is calibrated and measured on; built-in ones in twelve scripts by default.
             device: for torch, such as "cuda"; a GPU if there is one by default.
-            threads: of one call of ONNX Runtime; by default the environment's DRAMA_THREADS, else every core.
+            threads: of one call of ONNX Runtime or OpenVINO; by default the environment's DRAMA_THREADS, else every
+                core.
             compile: let torch.compile fuse what is between matrix products; needs a C++ compiler, and seconds at first.
             revision: branch, tag or commit on the hub.
             verify: compare the files with the hashes in the folder's `provenance.json`, if it has one. The first time

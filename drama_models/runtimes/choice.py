@@ -1,8 +1,9 @@
 """Which runtime computes a folder's embeddings, and in which precision.
 
 Left to itself: torch where there is a GPU for it or a precision that only torch has; else ONNX Runtime straight from
-the safetensors of a Llama or a BERT; else a graph file that lies in the folder; else torch. Nothing below float32 is
-chosen that was not asked for: int8 changes embeddings visibly, and so can 16 bits.
+the safetensors of a Llama or a BERT; else a graph file that lies in the folder; else torch. bfloat16 of a Llama on a
+CPU that has it is OpenVINO's, where that is installed. Nothing below float32 is chosen that was not asked for: int8
+changes embeddings visibly, and so can 16 bits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RuntimeName = Literal["auto", "torch", "onnx", "onnx-file"]
+RuntimeName = Literal["auto", "torch", "onnx", "onnx-file", "openvino"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 TORCH_TYPES = {"auto": "float32", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SIXTEEN_BITS = ("bf16", "fp16")
@@ -53,11 +54,11 @@ def load_runtime(
         profile: attention direction and pooling.
         tokenise: token ids of documents, for int8.
         runtime: "torch"; "onnx", from the safetensors of a Llama or a BERT, else from the folder's graph file;
-            "onnx-file", from that file in any case; or "auto".
-        precision: "fp32", "bf16" and "fp16" (torch), "int8" (ONNX, from the safetensors of a Llama), or "auto", which
-            is float32.
-        device: for torch, such as "cuda".
-        threads: of one call of ONNX Runtime; see `onnx_session.chosen_threads`.
+            "onnx-file", from that file in any case; "openvino", from the safetensors of a Llama; or "auto".
+        precision: "fp32", "bf16" (torch, OpenVINO), "fp16" (torch), "int8" (ONNX, from the safetensors of a Llama), or
+            "auto", which is float32.
+        device: for torch, such as "cuda"; the others know "cpu" only.
+        threads: of one call of ONNX Runtime or OpenVINO; see `onnx_session.chosen_threads`.
         compile: for torch: let torch.compile fuse what is between matrix products.
         sample_texts: documents that int8 is calibrated and measured on; built-in ones in twelve scripts by default.
 
@@ -70,11 +71,15 @@ def load_runtime(
     chosen = _chosen(folder, precision, device, compile) if runtime == "auto" else runtime
     if compile and chosen != "torch":
         raise DeviceError(f"compile=True is for runtime='torch'; runtime={chosen!r} has nothing to compile.")
+    if device not in (None, "cpu") and chosen != "torch":
+        raise DeviceError(f"runtime={chosen!r} computes on the CPU; device={device!r} needs runtime='torch'.")
     loaded: Runtime
     if chosen == "torch":
         loaded = _torch(folder, profile, precision, device, compiled=compile)
     elif precision == "int8":
         loaded = _int8(folder, profile, chosen, threads, tokenise, sample_texts)
+    elif chosen == "openvino":
+        loaded = _openvino(folder, profile, precision, threads)
     else:
         loaded = _onnx(folder, profile, chosen, precision, threads)
     if "auto" in (runtime, precision):
@@ -85,8 +90,10 @@ def load_runtime(
 def _chosen(folder: Path, precision: Precision, device: str | None, compiled: bool) -> RuntimeName:
     if precision == "int8":
         return "onnx"
-    if device is not None or compiled or precision in SIXTEEN_BITS or _torch_has_a_gpu():
+    if device is not None or compiled or _torch_has_a_gpu():
         return "torch"
+    if precision in SIXTEEN_BITS:
+        return "openvino" if precision == "bf16" and _openvino_has_bf16_for(folder) else "torch"
     if why_not_from_safetensors(folder) is None or (folder / ONNX_GRAPH).is_file():
         return "onnx"
     if find_spec("torch") is None:
@@ -122,9 +129,28 @@ def _int8(
     return open_int8(folder, profile, tokenise, texts, threads=threads)
 
 
+def _openvino(folder: Path, profile: Profile, precision: Precision, threads: int | None) -> Runtime:
+    reason = why_not_from_safetensors(folder, ("llama",))
+    if reason is not None:
+        raise DeviceError(f"runtime='openvino' needs the safetensors of a Llama: {reason}.")
+    from drama_models.runtimes.openvino_runtime import OpenVinoRuntime
+
+    return OpenVinoRuntime(folder, profile, "fp32" if precision == "auto" else precision, threads)
+
+
+def _openvino_has_bf16_for(folder: Path) -> bool:
+    """Whether OpenVINO is installed, runs this folder, and has bfloat16 on this processor."""
+    if find_spec("openvino") is None or why_not_from_safetensors(folder, ("llama",)) is not None:
+        return False
+    from drama_models.runtimes.openvino_runtime import has_bf16
+
+    return has_bf16()
+
+
 def _onnx(folder: Path, profile: Profile, runtime: RuntimeName, precision: Precision, threads: int | None) -> Runtime:
     if precision in SIXTEEN_BITS:
-        raise DeviceError(f"precision={precision!r} needs runtime='torch'; runtime={runtime!r} has fp32 and int8.")
+        other = "'torch' or 'openvino'" if precision == "bf16" else "'torch'"
+        raise DeviceError(f"precision={precision!r} needs runtime={other}; runtime={runtime!r} has fp32 and int8.")
     reason = why_not_from_safetensors(folder)
     if runtime == "onnx" and reason is None:
         if read_json(folder / "config.json").get("model_type") == "bert":
@@ -143,7 +169,7 @@ def _onnx(folder: Path, profile: Profile, runtime: RuntimeName, precision: Preci
 
 def reads_graph_file(folder: Path, runtime: RuntimeName) -> bool:
     """Whether a runtime reads the folder's `onnx/model.onnx`; of "auto", whether it could."""
-    return runtime == "onnx-file" or (runtime != "torch" and why_not_from_safetensors(folder) is not None)
+    return runtime == "onnx-file" or (runtime in ("auto", "onnx") and why_not_from_safetensors(folder) is not None)
 
 
 def why_not_from_safetensors(folder: Path, kinds: Sequence[str] = ("llama", "bert")) -> str | None:
