@@ -50,10 +50,10 @@ class BertOnnxRuntime:
         graph = BertGraph(shape, bidirectional=profile.bidirectional)
         model = graph.model()
         self._weights = {name: self._mapped[stored[name]] for name in graph.external}  # read where they are
-        self._session = memory_session(model, self._weights, count)
+        with self._mapped.passing_through():
+            self._session = memory_session(model, self._weights, count)  # packs the large ones in its own way
         self._words, self._size, self._pooling = stored[WORDS], shape.hidden_size, profile.pooling
         self._places = self._mapped[stored[POSITIONS]] + self._mapped[stored[KINDS]][0]  # (longest text, D)
-        self._mapped.let_go()  # the session has packed the large ones in its own way
         self.description = f"ONNX Runtime from safetensors, fp32, threads: {count}"
 
     def embed(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:

@@ -132,7 +132,7 @@ class Conversion:
         signed: bool | None = None,
     ) -> None:
         self.shape, self.weights, self.profile, self.threads = shape, weights, profile, threads
-        self.signed = signed_bytes_are_exact() if signed is None else signed
+        self._signed = signed
 
     def encoder(self, tensors: Tensors | MappedWeights) -> LlamaEncoder:
         """An encoder over converted tensors; what is int8 among them runs in int8."""
@@ -188,9 +188,10 @@ class Conversion:
 
     def _quantised(self, exact: Tensors, layers: set[int]) -> Tensors:
         tensors = dict(exact)
+        signed = signed_bytes_are_exact() if self._signed is None else self._signed
         for name in self.shape.linear_sizes():
             if int(name.split(".")[1]) in layers:
-                tensors |= quantised_rows(name, tensors.pop(name + WEIGHT), signed=self.signed)
+                tensors |= quantised_rows(name, tensors.pop(name + WEIGHT), signed=signed)
         return tensors
 
     def _cosines(

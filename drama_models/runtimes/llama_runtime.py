@@ -6,6 +6,7 @@ rows of the token embedding are read from there too.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,9 +69,8 @@ class LlamaEncoder:
         model = graph.model()
         self.shape, self.embedding = shape, embedding
         self._weights = {name: weights[name] for name in graph.external}  # the session reads them where they are
-        self._session = memory_session(model, self._weights, threads)
-        if isinstance(weights, MappedWeights):
-            weights.let_go()  # the session has packed the large ones in its own way
+        with weights.passing_through() if isinstance(weights, MappedWeights) else nullcontext():
+            self._session = memory_session(model, self._weights, threads)  # packs the large ones in its own way
         self._peaks = graph.peaks
 
     def states(self, texts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import mmap
+import threading
 from collections.abc import Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,6 +32,9 @@ STORED: dict[str, type[np.generic]] = {
     "U8": np.uint8,
     "I64": np.int64,  # position numbers, which older BERTs keep beside their weights
 }
+
+
+LET_GO_EVERY_S = 0.005  # while weights are packed, some tens of MiB pass in that time
 
 
 class _Tensor(NamedTuple):
@@ -89,8 +94,28 @@ class MappedWeights(Mapping[str, "NDArray[Any]"]):
             found[name.removeprefix("model.")] = _Tensor(data, kind == "BF16")
         return found
 
-    def let_go(self) -> None:
-        """Give the pages that were read back to the system; whoever reads them again gets them from the file."""
+    @contextmanager
+    def passing_through(self) -> Iterator[None]:
+        """Give pages back all the while that somebody copies weights into memory of their own, and afterwards.
+
+        Without it a process would for a moment hold all weights twice. Pages that are read again come from the file.
+        """
+        done = threading.Event()
+
+        def let_go_until_done() -> None:
+            while not done.wait(LET_GO_EVERY_S):
+                self._let_go()
+
+        helper = threading.Thread(target=let_go_until_done, daemon=True)
+        helper.start()
+        try:
+            yield
+        finally:
+            done.set()
+            helper.join()
+            self._let_go()
+
+    def _let_go(self) -> None:
         for mapped in self._maps:
             if hasattr(mapped, "madvise"):  # not on Windows
                 mapped.madvise(mmap.MADV_DONTNEED)

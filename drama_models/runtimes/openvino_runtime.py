@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from drama_models.profile import Profile
 
 BATCH_TOKENS = 1024  # padding included; the sweet spot of two CPU cores
+FIRST_LENGTHS = (16, 64)  # weights are packed at the first call, for few and for many tokens each in its own way
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -61,10 +62,12 @@ class OpenVinoRuntime:
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self._compiled = core.compile_model(graph.model(), "CPU", settings)
-        weights.let_go()  # the plugin has packed them in its own way
         self._shape, self._weights, self._pooling = shape, weights, profile.pooling
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with weights.passing_through():
+            self._compiled = core.compile_model(graph.model(), "CPU", settings)
+            for length in FIRST_LENGTHS:
+                self._embed([np.zeros(length, dtype=np.int64)])
         self.precision = precision
         self.description = f"OpenVINO from safetensors, {precision}, threads: {count}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from transformers import LlamaModel
 
@@ -40,6 +42,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama 3 positions": {"rope_parameters": LLAMA3},
 }
 LENGTHS = (9, 1, 40, 5)
+PROCESS_STATUS = Path("/proc/self/status")
+PART_VALUES = 2**18  # a MiB of float32
 PUBLISHED = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
 PUBLISHED |= {"head_dim": 16, "intermediate_size": 96, "vocab_size": 400}
 
@@ -105,6 +109,28 @@ def test_float32_weights_are_views_of_the_file(llama_folder: Path) -> None:
     assert not array.flags.owndata
     assert not array.flags.writeable
     assert "lm_head.weight" not in weights
+
+
+@pytest.mark.skipif(not PROCESS_STATUS.is_file(), reason="reads the memory of a process from Linux")
+def test_weights_that_are_copied_elsewhere_are_not_held_twice(tmp_path: Path) -> None:
+    parts = {f"part_{number}": np.full(PART_VALUES, number, dtype=np.float32) for number in range(64)}
+    save_arrays(parts, tmp_path / "model.safetensors")  # 64 MiB
+    weights, before = MappedWeights([tmp_path / "model.safetensors"]), mapped_mib()
+    held = []
+    with weights.passing_through():
+        for number in range(64):
+            assert weights[f"part_{number}"].sum() == number * PART_VALUES
+            time.sleep(0.002)  # as if it were packed
+            held.append(mapped_mib() - before)
+    assert max(held) < 40  # all pages that were read would be 64
+    assert mapped_mib() - before < 4
+    assert weights["part_7"][-1] == 7  # it is still the file's
+
+
+def mapped_mib() -> float:
+    """Pages of files that this process holds."""
+    line = next(line for line in PROCESS_STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("RssFile"))
+    return int(line.split()[1]) / 1024
 
 
 def test_an_unknown_number_format_is_refused(llama_folder: Path, tmp_path: Path) -> None:
