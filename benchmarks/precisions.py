@@ -35,6 +35,8 @@ SYSTEMS: dict[str, tuple[RuntimeName, Precision]] = {
     "onnx fp32": ("onnx", "fp32"),
     "torch fp32": ("torch", "fp32"),
     "torch bf16": ("torch", "bf16"),
+    "openvino fp32": ("openvino", "fp32"),
+    "openvino bf16": ("openvino", "bf16"),
     "onnx int8": ("onnx", "int8"),
 }
 EXACT = "onnx fp32"
@@ -55,7 +57,7 @@ def measure(model: Path, folder: Path, split: str) -> dict[str, dict[str, float]
         try:
             encoder = Encoder.from_pretrained(model, runtime=runtime, precision=precision)
         except DeviceError:
-            continue  # eight bits are of Llamas
+            continue  # eight bits and OpenVINO are for Llamas
         run, vectors = search(encoder, collection, queries)
         exact = vectors if name == EXACT else exact
         cosines = (vectors * exact).sum(axis=1)

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,8 +105,14 @@ def test_auto_takes_onnx_for_a_llama_and_says_so(
     assert encoder.runtime.name == "onnx"
     assert encoder.runtime.description == "ONNX Runtime from safetensors, fp32, threads: 1"
     assert encoder.runtime.description in caplog.text
-    assert Encoder.from_pretrained(release_folder, precision="bf16").runtime.name == "torch"
+    assert Encoder.from_pretrained(release_folder, precision="fp16").runtime.name == "torch"
     assert Encoder.from_pretrained(release_folder, device="cpu").runtime.name == "torch"
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "onnx-file", "openvino"])
+def test_a_device_that_a_runtime_does_not_have_is_refused(release_folder: Path, runtime: Any) -> None:
+    with pytest.raises(DeviceError, match=r"computes on the CPU; device='cuda' needs runtime='torch'"):
+        Encoder.from_pretrained(release_folder, runtime=runtime, device="cuda")
 
 
 def test_auto_takes_a_graph_file_where_there_are_no_weights_and_torch_where_it_must(

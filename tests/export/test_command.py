@@ -32,7 +32,7 @@ def test_verify_prints_a_line_for_each_client_and_records_it(release_folder: Pat
     result = run("verify", str(release), "--others", "false")
     assert result.returncode == 0, result.stderr
     table = {line.split("|")[1].strip(): line for line in result.stdout.splitlines() if line.startswith("| ")}
-    for client in ("automodel 5", "sentence_transformers 6", "onnxruntime 1"):
+    for client in ("automodel 5", "sentence_transformers 6", "onnxruntime 1", "openvino 20"):
         (line,) = [line for name, line in table.items() if name.startswith(client)]
         assert "1.000000" in line
     for client in ("fastembed", "transformers.js", "automodel, remote code"):
@@ -43,7 +43,7 @@ def test_verify_prints_a_line_for_each_client_and_records_it(release_folder: Pat
     assert card.startswith("before\n\n## Do all clients agree?\n\n| client |")
     assert card.endswith("|  |  |\n\n## Limits\n\nnone\n")
     clients = read_json(release / FILE_NAME)["clients"]
-    assert {entry["client"] for entry in clients} == {"automodel", "sentence_transformers", "onnxruntime"}
+    assert {entry["client"] for entry in clients} == {"automodel", "sentence_transformers", "onnxruntime", "openvino"}
     assert set(check_verification(release)) == set(check_verification(release_folder))
 
 
