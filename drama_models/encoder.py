@@ -72,6 +72,7 @@ class Encoder:
         device: str | None = None,
         threads: int | None = None,
         compile: bool = False,  # noqa: A002
+        batch_tokens: int | None = None,
         revision: str | None = None,
         verify: bool = True,
     ) -> Encoder:
@@ -95,6 +96,8 @@ class Encoder:
             threads: of one call of ONNX Runtime or OpenVINO; by default the environment's DRAMA_THREADS, else every
                 core.
             compile: let torch.compile fuse what is between matrix products; needs a C++ compiler, and seconds at first.
+            batch_tokens: tokens computed at a time; by default what the runtime was fastest with (1,024 on a CPU). More
+                take more memory, and on a GPU or many cores may be faster.
             revision: branch, tag or commit on the hub.
             verify: compare the files with the hashes in the folder's `provenance.json`, if it has one. The first time
                 this reads all weights, about a second for each GiB; see `drama_models.integrity`.
@@ -106,6 +109,7 @@ class Encoder:
             MissingExtraError: the runtime's packages are not installed.
             DeviceError: the runtime does not have this device or precision.
             PrecisionError: int8 would lose too much on this model.
+            ValueError: `threads` or `batch_tokens` is below 1.
         """
         folders = find_folders(model, document_model, revision)
         if verify:
@@ -113,6 +117,7 @@ class Encoder:
         query, document = find_layouts(*folders)
         computing: dict[str, Any] = {"runtime": runtime, "precision": precision, "sample_texts": sample_texts}
         computing |= {"device": device, "threads": threads, "compile": compile}
+        computing |= {"batch_tokens": batch_tokens}
         for layout in {query, document} if verify else ():
             graph = ONNX_GRAPH if reads_graph_file(layout.backbone, runtime) else None
             check_weights(layout.root, layout.backbone, graph=graph)

@@ -46,6 +46,7 @@ def load_runtime(
     threads: int | None = None,
     compile: bool = False,  # noqa: A002
     sample_texts: Sequence[str] | None = None,
+    batch_tokens: int | None = None,
 ) -> Runtime:
     """The runtime asked for, or the best one here; what was chosen is logged and in its `description`.
 
@@ -61,8 +62,11 @@ def load_runtime(
         threads: of one call of ONNX Runtime or OpenVINO; see `onnx_session.chosen_threads`.
         compile: for torch: let torch.compile fuse what is between matrix products.
         sample_texts: documents that int8 is calibrated and measured on; built-in ones in twelve scripts by default.
+        batch_tokens: tokens computed at a time; by default what the runtime was fastest with. A longer text is a batch
+            of its own.
 
     Raises:
+        ValueError: `batch_tokens` is below 1.
         ModelFolderError: the folder has nothing that this runtime could run, or it is damaged.
         DeviceError: this runtime does not have this device or precision.
         PrecisionError: int8 loses too much on the sample texts.
@@ -71,6 +75,8 @@ def load_runtime(
     chosen = _chosen(folder, precision, device, compile) if runtime == "auto" else runtime
     if compile and chosen != "torch":
         raise DeviceError(f"compile=True is for runtime='torch'; runtime={chosen!r} has nothing to compile.")
+    if batch_tokens is not None and batch_tokens < 1:
+        raise ValueError(f"batch_tokens={batch_tokens} must be above 0; leave it out for the runtime's own.")
     if device not in (None, "cpu") and chosen != "torch":
         raise DeviceError(f"runtime={chosen!r} computes on the CPU; device={device!r} needs runtime='torch'.")
     loaded: Runtime
@@ -82,6 +88,8 @@ def load_runtime(
         loaded = _openvino(folder, profile, precision, threads)
     else:
         loaded = _onnx(folder, profile, chosen, precision, threads)
+    if batch_tokens is not None:
+        loaded.batch_tokens = batch_tokens
     if "auto" in (runtime, precision):
         logger.info("runtime=%r, precision=%r chose %s for %s", runtime, precision, loaded.description, folder)
     return loaded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,26 @@ def test_auto_takes_onnx_for_a_llama_and_says_so(
     assert encoder.runtime.description in caplog.text
     assert Encoder.from_pretrained(release_folder, precision="fp16").runtime.name == "torch"
     assert Encoder.from_pretrained(release_folder, device="cpu").runtime.name == "torch"
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "onnx-file", "openvino", "torch"])
+def test_batches_of_another_size_give_the_same_rows(
+    release_folder: Path, runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Encoder.from_pretrained(release_folder, runtime=runtime).encode_documents(TEXTS)
+    encoder = Encoder.from_pretrained(release_folder, runtime=runtime, batch_tokens=7)
+    sizes: list[int] = []
+    embed = encoder.runtime.embed
+
+    def counted(batch: Sequence[np.ndarray]) -> np.ndarray:
+        sizes.append(sum(map(len, batch)))
+        return embed(batch)
+
+    monkeypatch.setattr(encoder.runtime, "embed", counted)
+    np.testing.assert_allclose(encoder.encode_documents(TEXTS), expected, atol=1e-5)
+    assert len(sizes) > len(TEXTS) / 3
+    with pytest.raises(ValueError, match="batch_tokens=0 must be above 0"):
+        Encoder.from_pretrained(release_folder, runtime=runtime, batch_tokens=0)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "onnx-file", "openvino"])
