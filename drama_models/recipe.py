@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Recipe = TypeVar("Recipe")
+HELP = ("-h", "--help")
 
 
 def parse_recipe(recipe_class: type[Recipe], arguments: Sequence[str], *, command: str) -> Recipe:
@@ -41,8 +42,10 @@ def parse_recipe(recipe_class: type[Recipe], arguments: Sequence[str], *, comman
     """
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     words = list(arguments)
+    # The texts of `--help` are read from the source on disk. A source that was edited under a running process would
+    # make jsonargparse forget the class's options without a word, so it is read for nothing else.
+    set_parsing_settings(docstring_parse_attribute_docstrings=any(word in HELP for word in words))
     path = Path(words.pop(0)) if words and not words[0].startswith("-") else None
     parser = ArgumentParser(prog=f"{command} [RECIPE.yaml]", exit_on_error=False)
     parser.add_argument("--config", action="config", help="recipe to start from; usually given without the flag")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,3 +100,23 @@ def test_rooms_answer_a_mistake_with_one_sentence(recipe: Path, capsys: pytest.C
     assert run_command("room", commands, ["mkae"]) == 2
     assert run_command("room", commands, ["--help"]) == 0
     assert "make" in capsys.readouterr().out
+
+
+def test_options_do_not_depend_on_the_source_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "stage_under_edit.py"
+    source.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
+        '@dataclass(frozen=True, kw_only=True)\nclass Endpoint:\n    url: str\n    """Where it is."""\n\n'
+        '@dataclass(frozen=True, kw_only=True)\nclass Stage:\n    llm: Endpoint\n    """Whom to ask."""\n',
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("stage_under_edit")
+    with pytest.raises(SystemExit):
+        parse_recipe(module.Stage, ["--help"], command="x")
+    assert "Where it is." in capsys.readouterr().out
+    source.write_text("class Endpoint(:\n" * 20, encoding="utf-8")  # being edited
+    stage = parse_recipe(module.Stage, ["--llm.url=http://h/v1"], command="x")
+    assert stage.llm.url == "http://h/v1"
