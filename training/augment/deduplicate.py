@@ -97,19 +97,18 @@ def duplicate_positions(
             normalised = normalise(text)
             if len(normalised) < SHORTEST:
                 removed.add(position)
-            else:
-                yield normalised, position
+            yield normalised, position  # removed ones stay among the neighbours, as in the paper's script
 
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        forward = _unmatched(_sorted_on_disk(rows(), Path(folder) / "forward", part_characters), removed)
+        forward = _compared(_sorted_on_disk(rows(), Path(folder) / "forward", part_characters), removed)
         backward = ((text[::-1], position) for text, position in forward)
-        for _ in _unmatched(_sorted_on_disk(backward, Path(folder) / "backward", part_characters), removed):
+        for _ in _compared(_sorted_on_disk(backward, Path(folder) / "backward", part_characters), removed):
             pass
     return removed
 
 
-def _unmatched(rows: Iterable[Row], removed: set[int]) -> Iterator[Row]:
-    """Rows that none of the next nine contains; the positions of the others are noted."""
+def _compared(rows: Iterable[Row], removed: set[int]) -> Iterator[Row]:
+    """All rows; the positions of those that one of the next nine contains are noted."""
     ahead: deque[Row] = deque()
     iterator = iter(rows)
     ahead.extend(islice(iterator, NEIGHBOURS + 1))
@@ -117,8 +116,7 @@ def _unmatched(rows: Iterable[Row], removed: set[int]) -> Iterator[Row]:
         text, position = ahead.popleft()
         if any(text in other for other, _ in ahead):
             removed.add(position)
-        else:
-            yield text, position
+        yield text, position
         ahead.extend(islice(iterator, 1))
 
 
