@@ -148,8 +148,8 @@ def read_answer(answer: Answer | None, kind: QueryKind, max_words: int) -> tuple
 def parse_task_query(raw: str) -> TaskQuery | None:
     """DRAMA's three lines `Task:`, `Query:`, `Language:`; None where they are not there in this order, each once.
 
-    The task ends at the first `Query:` line, the query at the only `Language:` line after it and before any second
-    `Query:` line; what follows the language's line is ignored. An empty query is none.
+    The task is all before the first `Query:` line, the query ends at the only `Language:` line between that one and
+    any second `Query:` line; what follows the language's line is ignored. An empty query is none.
     """
     parts = raw.split("\nQuery:")
     if len(parts) < 2:
@@ -157,7 +157,7 @@ def parse_task_query(raw: str) -> TaskQuery | None:
     query, *languages = parts[1].split("\nLanguage:")
     if len(languages) != 1 or not query.strip():
         return None
-    task = parts[0].strip().removeprefix("Task:").strip()
+    task = parts[0].replace("Task:", "").strip()
     return TaskQuery(task, query.strip(), languages[0].strip().partition("\n")[0].strip())
 
 

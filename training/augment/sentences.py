@@ -22,7 +22,7 @@ SentenceRules = Literal["sentencex", "moses"]
 
 
 def split_sentences(text: str, language: str = "en", rules: SentenceRules = "sentencex") -> list[str]:
-    """Sentences of a text in order, white space inside them collapsed; none is empty.
+    """Sentences of a text in order; none is empty. White space inside them is collapsed, by Moses' rules as Moses does.
 
     Args:
         text: any text.
@@ -30,8 +30,9 @@ def split_sentences(text: str, language: str = "en", rules: SentenceRules = "sen
         rules: whose; see above.
     """
     splitter = _moses(language) if rules == "moses" else None
-    pieces = splitter(text) if splitter is not None else segment(language, text)
-    return [" ".join(piece.split()) for piece in pieces if piece.strip()]
+    if splitter is not None:
+        return [piece for piece in splitter(text) if piece.strip()]
+    return [" ".join(piece.split()) for piece in segment(language, text) if piece.strip()]
 
 
 @cache

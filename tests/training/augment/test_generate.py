@@ -88,6 +88,9 @@ def test_answers_are_read_as_their_rules_say() -> None:
     both = parse_task_query("Task: A\nQuery: x\nLanguage: Thai\nTask: B\nQuery: y\nLanguage: French")
     assert both is not None
     assert (both.query, both.language) == ("x", "Thai")
+    talkative = parse_task_query("Sure.\nTask: A\nQuery: x\nLanguage:\nThai\nBye")
+    assert talkative is not None
+    assert (talkative.task, talkative.language) == ("Sure.\n A", "Thai")
 
 
 def test_prompts_can_be_replaced_and_say_what_is_wrong(tmp_path: Path, passages: Path) -> None:
