@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -78,8 +79,10 @@ def run_command(
         lines = [f"  {name:18} {purpose}" for name, (_, purpose) in commands.items()]
         print(f"python -m {room} COMMAND [RECIPE.yaml] [--field value ...]\n", *lines, sep="\n")  # noqa: T201
         return 0 if list(arguments[:1]) in (["-h"], ["--help"]) else 2
-    hide_loading_bars()
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as a room's __main__ leaves it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        hide_loading_bars()
         made = commands[arguments[0]][0](list(arguments[1:]))
         if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun one speaks
             _say(made)

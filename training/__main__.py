@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
-from drama_models.recipe import parse_recipe, run_command
-from training.augment.commands import COMMANDS as AUGMENT_COMMANDS
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules load is no traceback; `run_command` takes over
+
+from drama_models.recipe import parse_recipe, run_command  # noqa: E402
+from training.augment.commands import COMMANDS as AUGMENT_COMMANDS  # noqa: E402
 
 DRY_RUN = "--dry-run"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -154,20 +155,28 @@ def _in_processes(teacher: Teacher, k: int, workers: int) -> Iterator[Search]:
     _TEACHER[:] = [teacher]
     context = multiprocessing.get_context("fork")  # the index is shared, not copied
     try:
-        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=_follow_parent) as pool:
 
             def search(queries: list[Query]) -> Iterator[tuple[str, Hits]]:
                 starts = range(0, len(queries), QUERIES_PER_TASK)
                 tasks = [queries[start : start + QUERIES_PER_TASK] for start in starts]
                 return chain.from_iterable(pool.map(_search_here, tasks, repeat(k)))
 
-            yield search
+            try:
+                yield search
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # an interrupted run waits for no more than is under way
+                raise
     finally:
         _TEACHER.clear()
 
 
-def _end_with_parent() -> None:
-    """Let a worker end when its parent was killed; it would wait for work for ever, and hold the index in memory."""
+def _follow_parent() -> None:
+    """Let a worker end with its parent: quietly where that is interrupted, and where it was killed too.
+
+    It would wait for work for ever, and hold the index in memory.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all processes; the parent ends its workers
     parent = multiprocessing.parent_process()
     if parent is not None:
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from drama_models.recipe import run_command
 from tests.training.augment.chat_server import serving
 from training.augment.commands import COMMANDS
-from training.data.examples import read_examples
+from training.data.examples import TrainingExample, read_examples, write_examples
 
 
 def run(*words: object) -> int:
@@ -122,6 +124,36 @@ def test_a_line_that_never_ends_is_chunked(llama_folder: Path, tmp_path: Path) -
         run("chunk", "--documents", tmp_path / "docs", "--model", llama_folder, "--out", tmp_path / "out", *settings)
         == 0
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups of this kind")
+@pytest.mark.parametrize("moment", ["while modules load", "while workers search"])
+def test_ctrl_c_is_one_line_and_no_traceback(moment: str, collection_folder: Path, tmp_path: Path) -> None:
+    examples = [
+        TrainingExample(query_id=f"q{number}", query=f"join table {number} sort rows", positive_ids=["d1"])
+        for number in range(40_000)
+    ]
+    write_examples(tmp_path / "examples.jsonl", examples)
+    settings = {"collection": collection_folder, "examples": tmp_path / "examples.jsonl", "out": tmp_path / "run"}
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    tells_of_imports = ["-X", "importtime"] if moment == "while modules load" else []
+    command = [sys.executable, *tells_of_imports, "-m", "training", "mine", *words, "--k=90", "--workers=2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    if moment == "while workers search":
+        while not list((tmp_path / ".run.parts").glob("*.run")):
+            assert process.poll() is None
+            time.sleep(0.001)
+    else:
+        assert process.stderr is not None
+        assert any("drama_models.errors" in line for line in process.stderr)  # read up to there
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to all processes
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in told
+    assert "KeyboardInterrupt" not in told
+    assert not (tmp_path / "run").exists()
+    if moment == "while workers search":
+        assert told.splitlines()[-1] == "interrupted; the same command goes on at its last checkpoint"
 
 
 def test_prompts_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
