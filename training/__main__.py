@@ -8,8 +8,8 @@ import sys
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules load is no traceback; `run_command` takes over
 
-from drama_models.recipe import parse_recipe, run_command  # noqa: E402
-from training.augment.commands import COMMANDS as AUGMENT_COMMANDS  # noqa: E402
+from drama_models.recipe import parse_recipe, run_command
+from training.augment.commands import COMMANDS as AUGMENT_COMMANDS
 
 DRY_RUN = "--dry-run"
 

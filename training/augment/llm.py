@@ -75,7 +75,7 @@ class Endpoint:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url={self.url!r} must be an address such as http://localhost:8000/v1.")
-        if parts.username or parts.password or parts.query:
+        if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(f"url must not hold a key; set the environment variable {self.key_variable} instead.")
         if self.concurrency < 1 or self.attempts < 1 or self.timeout_s <= 0:
             raise ValueError(
@@ -250,7 +250,7 @@ class ChatClient:
         """One of several that take requests from the same queue."""
         for key, request in queue:
             try:
-                answer = await self._with_retries(http, request)
+                answer = await self._with_retries(http, request, reports)
             except _UnreachableError as error:
                 raise self._stop(f"There is no answer from {self.endpoint.url} ({error}); start the server") from None
             except (_PassingError, _RejectedError) as error:
@@ -263,13 +263,14 @@ class ChatClient:
                 self._failures_in_a_row = 0
             reports.now_and_then()
 
-    async def _with_retries(self, http: httpx2.AsyncClient, request: ChatRequest) -> Answer:
+    async def _with_retries(self, http: httpx2.AsyncClient, request: ChatRequest, reports: _Reports) -> Answer:
         growing = wait_random_exponential(multiplier=self.endpoint.first_wait_s, max=LONGEST_WAIT_S)
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
             self.this_run.retried += 1
             self.this_run.reasons[str(error)] += 1
+            reports.now_and_then()
             told_s = error.wait_s if isinstance(error, _PassingError) else None
             return min(told_s, LONGEST_WAIT_S) if told_s is not None else growing(state)
 
@@ -330,8 +331,8 @@ class ChatClient:
             choice, usage = record["choices"][0], record.get("usage") or {}
             text = choice["message"]["content"]
             tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise _PassingError("an answer that is no chat completion") from None
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
+            raise _PassingError(f"an answer that is no chat completion ({self._said(response)})") from None
         if not isinstance(text, str) or not text.strip():
             raise _PassingError("an empty answer")
         return Answer(storable(text), str(choice.get("finish_reason")), *tokens)
@@ -369,7 +370,7 @@ class ChatClient:
             record = response.json()
             error = record.get("error", record) if isinstance(record, dict) else record
             words = str(error.get("message", error) if isinstance(error, dict) else error)
-        except ValueError:
+        except (ValueError, RecursionError):
             words = "a web page" if _is_page(response) else response.text
         key = os.environ.get(self.endpoint.key_variable, "").strip()
         words = words.replace(key, "[key]") if key else words
@@ -393,7 +394,7 @@ class _Reports:
         """Report, unless nothing was asked."""
         self.last_s = time.monotonic()
         run = self.this_run
-        if self.log is None or not run.answered + run.failed:
+        if self.log is None or not run.answered + run.failed + run.retried:
             return
         self.log.record(
             run.cached + run.answered + run.failed,

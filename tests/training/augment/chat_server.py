@@ -12,6 +12,19 @@ from typing import Any
 
 KEY = "sk-test-0123456789"
 Fault = str | int | None
+WRONG_SHAPES: dict[Fault, str] = {
+    "list": "[1, 2]",
+    "text": '"yes"',
+    "null": "null",
+    "choices are a mapping": '{"choices": {"a": 1}}',
+    "choice is a text": '{"choices": ["yes"]}',
+    "message is null": '{"choices": [{"message": null}]}',
+    "content in parts": '{"choices": [{"message": {"content": [{"type": "text", "text": "yes"}]}}]}',
+    "tokens without end": '{"choices": [{"message": {"content": "yes"}}], "usage": {"prompt_tokens": Infinity}}',
+    "usage is a text": '{"choices": [{"message": {"content": "yes"}}], "usage": "many"}',
+    "deep": "[" * 100_000,
+    "error inside": '{"error": {"message": "upstream is overloaded"}}',
+}
 
 
 class ChatServer(ThreadingHTTPServer):
@@ -73,6 +86,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(401, json.dumps(said).encode())
         elif fault == "page":
             self._send(200, b"<!doctype html><title>Welcome</title>", "text/html")
+        elif fault in WRONG_SHAPES:
+            self._send(200, WRONG_SHAPES[fault].encode())
+        elif fault == "redirect":
+            self._send(302, b"", headers={"location": "https://example.invalid/login"})
         elif fault == "garbage":
             self._send(200, b'{"choices": [{"mess')
         elif fault == "hang":

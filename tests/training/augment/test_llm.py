@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from drama_models.errors import EndpointError
-from tests.training.augment.chat_server import KEY, Fault, serving
-from training.augment.answer_cache import AnswerCache
+from tests.training.augment.chat_server import KEY, WRONG_SHAPES, Fault, serving
+from training.augment.answer_cache import Answer, AnswerCache
 from training.augment.llm import ChatClient, ChatRequest, Endpoint, Sampling
 
 FAST: dict[str, Any] = {"model": "tiny", "first_wait_s": 0.01, "timeout_s": 0.5, "key_variable": "TEST_LLM_KEY"}
@@ -57,7 +57,10 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     assert hotter.key("tiny") != requests(1)[0][1].key("tiny") != requests(1)[0][1].key("large")
 
 
-@pytest.mark.parametrize("fault", [429, 500, 503, "hang", "cut", "garbage", "empty choice", "no choice"])
+PASSING: list[Fault] = [429, 500, 503, "hang", "cut", "garbage", "empty choice", "no choice", *WRONG_SHAPES]
+
+
+@pytest.mark.parametrize("fault", PASSING)
 def test_what_passes_is_asked_again(tmp_path: Path, fault: Fault) -> None:
     with serving(faults=lambda number, _: fault if number in (0, 2) else None) as server:
         client = ChatClient(Endpoint(url=server.url, concurrency=1, **FAST), tmp_path / "answers")
@@ -96,6 +99,8 @@ def test_a_request_that_keeps_failing_is_set_aside_and_asked_again_by_the_next_r
         ),
         ("page", r"answered with a web page, not JSON; check the address, which usually ends in /v1"),
         (404, r"has no chat completions of model 'tiny' \(404: context too long\); check the address"),
+        ("redirect", r"has no chat completions of model 'tiny' \(302: \); check the address"),
+        ("error inside", r"10 requests in a row .* no chat completion \(200: upstream is overloaded\); look at the"),
         (500, r"10 requests in a row to .* failed, the last with: status 500; look at the server's log"),
     ],
 )
@@ -131,6 +136,7 @@ def test_a_server_that_is_down_is_named(tmp_path: Path) -> None:
 def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
     for url, message in [
         ("localhost:8000", "must be an address such as http://localhost:8000/v1"),
+        ("http://host/v1#secret", "must not hold a key"),
         ("http://user:secret@host/v1", "must not hold a key; set the environment variable OPENAI_API_KEY"),
     ]:
         with pytest.raises(ValueError, match=message) as caught:
@@ -141,6 +147,31 @@ def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("not a database, but long enough to be one. " * 50, encoding="utf-8")
     with pytest.raises(EndpointError, match="is no cache of answers; remove it"):
         AnswerCache(tmp_path / "notes")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(EndpointError, match=r"cannot hold answers \(unable to open database file\); name a file"):
+        AnswerCache(tmp_path / "folder")
+
+
+def test_a_disk_without_room_is_one_sentence(tmp_path: Path) -> None:
+    cache = AnswerCache(tmp_path / "answers")
+    cache._database.execute("PRAGMA max_page_count = 4")  # as if that were all there is
+    with pytest.raises(EndpointError, match=r"cannot be read or written \(database or disk is full\); make room"):
+        for number in range(1000):
+            cache.put(f"{number:064}", Answer("x" * 1000, "stop", 1, 1))
+    assert cache.get(f"{0:064}") == Answer("x" * 1000, "stop", 1, 1)
+    cache.close()
+
+
+def test_a_server_that_hangs_is_seen_to_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.augment.llm.REPORT_EVERY_S", 0.0)
+    with serving(faults=lambda *_: "hang") as server:
+        endpoint = Endpoint(url=server.url, attempts=2, **(FAST | {"timeout_s": 0.05}))
+        with pytest.raises(EndpointError, match=r"10 requests in a row .* the last with: no answer within 0\.05 s"):
+            list(ChatClient(endpoint, tmp_path / "answers").ask(requests(20), total=20))
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("step 0/20 | answers_per_s 0 | cached 0 | retried 1")
 
 
 def test_a_killed_run_repeats_no_answer_it_has_got(tmp_path: Path) -> None:
