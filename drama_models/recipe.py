@@ -90,15 +90,26 @@ def run_command(
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not disk_is_full(error):
+        said = _said_of_files(error)
+        if said is None:
             raise
-        room = "there is no room left on the disk; what was finished is kept. Make room and give the same command again"
-        print(f"error: {room} ({error}).", file=sys.stderr)  # noqa: T201
+        print(f"error: {said}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on at its last checkpoint", file=sys.stderr)  # noqa: T201
         return 130
     return 0
+
+
+def _said_of_files(error: Exception) -> str | None:
+    """A sentence for what the disk, a path or its rights refuse; None where it is none of these."""
+    if disk_is_full(error):
+        room = "there is no room left on the disk; what was finished is kept. Make room and give the same command again"
+        return f"{room} ({error})."
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        path = error.filename2 or error.filename
+        return f"{path}: {error.strerror}; check that the path is the one you mean, and that its rights allow this."
+    return None
 
 
 def _say(text: str) -> None:

@@ -105,6 +105,9 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
         (("rerank", "--collection", tmp_path / "passages", "--run", tmp_path / "x", *out), "either llm"),
         (("mine", "--collection", tmp_path / "passages", "--teacher", tmp_path / "x", *out), "no"),
         (("augment", "--show"), "--show-prompts"),
+        (("augment", "--show-prompts", tmp_path / "empty"), "is no folder of prompts"),
+        (("crop", "--collection", tmp_path / "passages", "--out", tmp_path / "image.txt" / "out"), "image.txt: "),
+        (("crop", "--collection", tmp_path / "passages", "--out", tmp_path / "empty"), "empty: Is a directory; check"),
     ]
     for words, message in mistakes:
         assert run(*words) == 2, words
