@@ -137,9 +137,9 @@ def read_answer(answer: Answer | None, kind: QueryKind, max_words: int) -> tuple
         found = parse_task_query(answer.text)
         if found is None:
             return None, "not the three lines asked for"
-        found = TaskQuery(found.task, " ".join(found.query.split()), found.language)
     else:
         found = TaskQuery("", clean_query(answer.text), "")
+    found = TaskQuery(found.task, " ".join(found.query.split()), found.language)
     if not found.query:
         return None, "empty"
     return (found, "") if word_count(found.query) <= max_words else (None, f"more than {max_words} words")

@@ -117,6 +117,11 @@ def show_prompts(folder: Path | None = None) -> str:
 
 
 def _find(name: str, folder: Path | None) -> Path:
+    if folder is not None and not any((folder / path.name).is_file() for path in SHIPPED.iterdir()):
+        raise RecipeError(
+            f"{folder} is no folder of prompts: it has no file that a shipped prompt is called, such as question.txt; "
+            "copy those that you want to change from `python -m training augment --show-prompts`."
+        )
     for place in (folder, SHIPPED):
         if place is not None and (place / name).is_file():
             return place / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from drama_models import Collection
 from drama_models.errors import EndpointError, RecipeError
 from tests.training.augment.chat_server import serving
+from tests.training.augment.test_rerank import HOSTILE, SPECIAL
 from training.augment.generate import GenerateRecipe, clean_query, generate, parse_task_query
 from training.augment.llm import Endpoint
 from training.augment.templates import load_examples, load_prompt, show_prompts
@@ -61,8 +63,20 @@ def test_every_passage_gets_a_query_of_each_kind(passages: Path) -> None:
     assert sorted(set(shown)) == [1, 4]  # alone, or behind three worked examples
 
 
+def test_hostile_passages_stay_between_their_tags(tmp_path: Path) -> None:
+    Collection.write(tmp_path / "hostile", ({"_id": f"h{n}", "text": text} for n, text in enumerate(HOSTILE)))
+    with serving(reply) as server:
+        generate(recipe(tmp_path / "hostile", server.url, kinds=KINDS))
+    assert len(server.bodies) == len(KINDS) * len(HOSTILE)
+    for body in server.bodies:
+        prompt = body["messages"][-1]["content"]
+        assert prompt.count("<passage>") == prompt.count("</passage>") in (1, 4)  # alone, or behind worked examples
+        assert not [token for token in SPECIAL if token in prompt]
+        assert not re.search(r"\[\d+\]", prompt)
+
+
 def test_what_is_no_query_is_kept_aside_with_its_reason(passages: Path) -> None:
-    replies = {"tide": "word " * 60, "Salt": '""', "ναύτης": "Πού κοιμάται;"}
+    replies = {"tide": "word " * 60, "Salt": '" "', "ναύτης": "Πού κοιμάται;"}
 
     def odd(messages: list[dict[str, str]]) -> str:
         last = messages[-1]["content"].rpartition("<passage>")[2]
@@ -105,6 +119,11 @@ def test_prompts_can_be_replaced_and_say_what_is_wrong(tmp_path: Path, passages:
     with serving(lambda _: "Was?") as server:
         generate(recipe(passages, server.url, kinds=("question",), prompts=tmp_path))
         assert server.bodies[0]["messages"][0]["content"].startswith("Frage zu <passage>")
+    (tmp_path / "typos").mkdir()
+    (tmp_path / "typos" / "questoin.txt").write_text("=== user\n$passage", encoding="utf-8")
+    for folder in ("typos", "absent"):
+        with pytest.raises(RecipeError, match=rf"{folder} is no folder of prompts: it has no file"):
+            load_prompt("question", tmp_path / folder)
     (tmp_path / "claim.txt").write_text("no parts", encoding="utf-8")
     with pytest.raises(RecipeError, match="must have a part that starts with the line `=== user`"):
         load_prompt("claim", tmp_path)
