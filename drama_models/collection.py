@@ -46,15 +46,25 @@ class Collection:
 
     Args:
         folder: the collection's folder.
+        elsewhere: the documents are somewhere else: only queries and judgements are read, which may name any.
 
     Raises:
         CollectionError: the folder has no corpus file.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.corpus_file = self._file("corpus.jsonl")
-        """Its `corpus.jsonl`, plain or `.gz`."""
+    def __init__(self, folder: str | Path, *, elsewhere: bool = False) -> None:
+        self.folder, self._elsewhere = Path(folder), elsewhere
+        if not elsewhere:
+            _ = self.corpus_file
+
+    @property
+    def corpus_file(self) -> Path:
+        """Its `corpus.jsonl`, plain or `.gz`.
+
+        Raises:
+            CollectionError: it has none.
+        """
+        return self._file("corpus.jsonl")
 
     @property
     def queries_file(self) -> Path:
@@ -103,12 +113,14 @@ class Collection:
     def qrels(self, split: str) -> dict[str, dict[str, int]]:
         """Judgements of a split: query id to document id to grade, the ids checked against queries and corpus.
 
+        Where the documents are elsewhere, their ids are taken as they are.
+
         Raises:
             CollectionError: no such split (the message lists those there are), a malformed line, or an unknown id.
         """
         path = self._file(f"qrels/{split}.tsv", f"it has the splits: {', '.join(self.splits()) or 'none'}")
         known_queries = self.queries()
-        known_documents = {record["_id"] for _, record in self._records(self.corpus_file)}
+        known_documents = None if self._elsewhere else {record["_id"] for record in self.records()}
         qrels: dict[str, dict[str, int]] = {}
         with _open(path) as file:
             for number, line in enumerate(file, start=1):
@@ -120,7 +132,7 @@ class Collection:
                     raise CollectionError(
                         f"{path}, line {number}: query {query!r} must be in queries.jsonl; it is not."
                     )
-                if document not in known_documents:
+                if known_documents is not None and document not in known_documents:
                     raise CollectionError(
                         f"{path}, line {number}: document {document!r} must be in corpus.jsonl; it is not."
                     )

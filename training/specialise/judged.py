@@ -69,7 +69,7 @@ def read_judged(path: Path, split: str, document_of: Mapping[str, str]) -> Judge
 
 
 def _read_folder(path: Path, split: str) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
-    collection = Collection(path)
+    collection = Collection(path, elsewhere=True)
     return collection.queries(), collection.qrels(split)
 
 
@@ -85,6 +85,7 @@ def _read_lines(path: Path) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
         query, documents = (record or {}).get("query"), (record or {}).get("documents")
         if (
             not isinstance(query, str)
+            or not query.strip()
             or not isinstance(documents, list)
             or not all(isinstance(d, str) for d in documents)
         ):

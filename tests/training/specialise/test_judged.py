@@ -72,7 +72,17 @@ def test_a_folder_brings_grades(tmp_path: Path) -> None:
         read_judged(tmp_path / "beir", "test", DOCUMENT_OF)
 
 
-@pytest.mark.parametrize("line", ["no JSON", "[1]", '{"query": "x"}', '{"query": 1, "documents": []}', "\udcff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no JSON",
+        "[1]",
+        '{"query": "x"}',
+        '{"query": 1, "documents": []}',
+        "\udcff",
+        '{"query": " ", "documents": ["7"]}',
+    ],
+)
 def test_a_broken_line_is_named(line: str, tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_bytes(b'{"query": "a", "documents": ["7"]}\n' + line.encode("utf-8", "surrogateescape"))
