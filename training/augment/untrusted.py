@@ -10,12 +10,8 @@ import re
 
 OPEN, CLOSE = "<passage>", "</passage>"
 BAR = "|\uff5c"  # also the wide one, of DeepSeek's tokens
-GAP = (
-    r"[\s\u200c\u200d]*"  # joiners are invisible too; they stay, since Persian and Indic words need them
-)
-ANGLE = re.compile(
-    rf"[<\uff1c](?={GAP}[/{BAR}!?]?{GAP}[A-Za-z{BAR}])"
-)  # opens a tag or token: <s>, <|im_end|>
+GAP = r"[\s\u200c\u200d]*"  # joiners are invisible too; they stay, since Persian and Indic words need them
+ANGLE = re.compile(rf"[<\uff1c](?={GAP}[/{BAR}!?]?{GAP}[A-Za-z{BAR}])")  # opens a tag or token: <s>, <|im_end|>
 SPECIAL_END = re.compile(rf"[{BAR}](?={GAP}[>\uff1e])")
 MARKER = re.compile(rf"[\[\uff3b\u3010]{GAP}(\d+){GAP}[\]\uff3d\u3011]")  # of a rank: [3], also in wide brackets
 TOKEN = re.compile(rf"[\[\uff3b]({GAP}/?{GAP}[a-z]?[A-Z][A-Z_]+{GAP})[\]\uff3d]")  # [INST], [/SYSTEM_PROMPT], [gMASK]

@@ -208,7 +208,7 @@ class Evaluation:
     scores: list[QueryScore]
     """Of every query."""
     worst: list[WorstQuery]
-    """The ten with the lowest nDCG@10 after training, the largest losses first among equals."""
+    """The ten with the lowest nDCG@10 after training, the largest losses first among equals; none that is perfect."""
 
     def change(self, metric: str) -> Change:
         """The change of a metric; ValueError where it was not measured."""

@@ -167,8 +167,12 @@ def _by_kind(rows: list[QueryScore]) -> list[KindChange]:
 
 
 def _worst(rows: list[QueryScore], test: QuerySet, after: Run) -> list[WorstQuery]:
-    """The lowest after training, the largest losses first among equals; with the texts of what was found."""
-    worst = sorted(rows, key=lambda row: (row.after, row.after - row.before, row.query_id))[:WORST]
+    """The lowest after training, the largest losses first among equals; with the texts of what was found.
+
+    Where nothing could be better, there is nothing to show.
+    """
+    imperfect = [row for row in rows if row.after < 1]
+    worst = sorted(imperfect, key=lambda row: (row.after, row.after - row.before, row.query_id))[:WORST]
     found = {
         row.query_id: sorted(after.get(row.query_id, {}).items(), key=lambda hit: -hit[1])[:SHOWN] for row in worst
     }

@@ -11,6 +11,7 @@ Tamber et al., 2025, https://arxiv.org/abs/2502.19712.
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,18 @@ def _specialise(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> 
         settings=plain_settings(recipe),
         versions=installed_versions(),
         times=stages.times,
-        export_command=f"python -m export release --retriever {folder.retriever} --out {recipe.out / 'release'}",
+        export_command=shlex.join(
+            [
+                "python",
+                "-m",
+                "export",
+                "release",
+                "--retriever",
+                str(folder.retriever),
+                "--out",
+                str(recipe.out / "release"),
+            ]
+        ),
     )
     findings.save(recipe.out / FILE_NAME)
     write_report(findings, folder.report)

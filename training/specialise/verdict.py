@@ -1,7 +1,7 @@
 """Which of the two models should be used, and what a reader should know before any figure.
 
-The new retriever is recommended only where nDCG@10 went up by more than chance explains: on the user's own queries
-where there are any, else on the held-out ones. In all other cases the old model is.
+The new retriever is recommended only where nDCG@10 went up by more than chance explains and Recall@100 did not go down
+by more: on the user's own queries where there are any, else on the held-out ones. In all other cases the old model is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from training.specialise.findings import Change, Choice, Evaluation, Findings, RankerQuality
 
-NDCG = "ndcg@10"
+NDCG, RECALL = "ndcg@10", "recall@100"
 FEW_QUERIES = 50
 FEW_EXAMPLES = 200
 
@@ -27,6 +27,8 @@ def judge(evaluations: Sequence[Evaluation]) -> tuple[Choice, str]:
     change = deciding.change(NDCG)
     told = f"nDCG@10 on {_counted(deciding)} {_told(change)}"
     if change.difference > 0 and change.significant:
+        if lost := _lost_recall(deciding):
+            return "old", f"Keep the old model: {told}, but {lost}."
         return "new", f"Use the new retriever: {told}."
     if change.difference < 0:
         return "old", f"Keep the old model: {told}."
@@ -48,6 +50,8 @@ def warn(evaluations: Sequence[Evaluation], rankers: Sequence[RankerQuality], ex
             warnings.append(f"Training made the retriever worse: {told}.")
         elif not change.significant:
             warnings.append(f"The change is not significant: {told}.")
+        if lost := _lost_recall(evaluation):
+            warnings.append(f"Less of what is relevant is found: {lost}.")
         if evaluation.queries < FEW_QUERIES:
             warnings.append(_few(evaluation))
     model = next((each for each in rankers if each.role == "model"), None)
@@ -60,6 +64,14 @@ def warn(evaluations: Sequence[Evaluation], rankers: Sequence[RankerQuality], ex
     if examples < FEW_EXAMPLES:
         warnings.append(f"Only {examples} queries passed the filters; a training on so few seldom helps.")
     return warnings
+
+
+def _lost_recall(evaluation: Evaluation) -> str:
+    """What became of Recall@100 where it fell by more than chance explains; else empty."""
+    change = next((each for each in evaluation.changes if each.metric == RECALL), None)
+    if change is None or change.difference >= 0 or not change.significant:
+        return ""
+    return f"Recall@100 on {_counted(evaluation)} {_told(change)}"
 
 
 def _few(evaluation: Evaluation) -> str:
@@ -102,6 +114,6 @@ def summary(findings: Findings, out: Path) -> str:
             *figures,
             findings.reason,
             f"recommended: {findings.recommended_folder}; both are kept, the report is {out / 'report.html'}",
-            f"next: {findings.export_command}",
+            f"{'next' if findings.recommended == 'new' else 'to use the new one all the same'}: {findings.export_command}",
         ]
     )

@@ -114,7 +114,7 @@ def test_the_report_and_the_last_words_say_which_model_to_use(made: Path, retrie
     findings = Findings.load(made / "findings.json")
     words = summary(findings, made)
     assert f"recommended: {findings.recommended_folder}" in words
-    assert words.splitlines()[-1].startswith(f"next: python -m export release --retriever {made / 'retriever'} --out")
+    assert f": python -m export release --retriever {made / 'retriever'} --out" in words.splitlines()[-1]
     assert (findings.recommended == "new") == (findings.recommended_folder == str(made / "retriever"))
     assert findings.reason in (made / "report.html").read_text(encoding="utf-8")
     assert {kind.kind for kind in findings.kinds} >= {"crop", "title", "question"}

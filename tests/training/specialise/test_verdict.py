@@ -75,4 +75,24 @@ def test_the_last_lines_name_the_recommended_folder_and_the_release() -> None:
         "ndcg@10 on 2 held-out queries: 0.5000 → 0.6250 (+0.1250, 95% interval -0.0100 to +0.2600"
     )
     assert lines[-2] == f"recommended: m; both are kept, the report is {Path('out') / 'report.html'}"
-    assert lines[-1] == "next: python -m export release --retriever m --out RELEASE"
+    assert lines[-1] == "to use the new one all the same: python -m export release --retriever m --out RELEASE"
+    new = replace(findings(), recommended="new", recommended_folder="r")
+    assert summary(new, Path("out")).splitlines()[-2:] == [
+        f"recommended: r; both are kept, the report is {Path('out') / 'report.html'}",
+        "next: python -m export release --retriever m --out RELEASE",
+    ]
+
+
+def test_a_gain_that_loses_recall_is_none() -> None:
+    better = evaluation(*GAIN)
+    recall = replace(better.changes[0], metric="recall@100", before=0.9, after=0.85, low=-0.08, high=-0.02)
+    lossy = replace(better, changes=[*better.changes, recall])
+    recommended, reason = judge([lossy])
+    assert recommended == "old"
+    assert "(+0.050, 95% interval" in reason
+    assert "but Recall@100 on 400 held-out queries went from 0.900 to 0.850 (-0.050" in reason
+    (lost,) = warn([lossy], [], examples=1000)
+    assert lost.startswith("Less of what is relevant is found: Recall@100 on 400 held-out")
+    by_chance = replace(lossy, changes=[*better.changes, replace(recall, p=0.2)])
+    assert judge([by_chance])[0] == "new"
+    assert warn([by_chance], [], examples=1000) == []
