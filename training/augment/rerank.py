@@ -14,7 +14,7 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -145,6 +145,8 @@ class RerankFigures:
     """Windows that kept their order since the model gave no answer."""
     shortened: int = 0
     """Passages cut to keep a prompt within its budget."""
+    usage: dict[str, Any] = field(default_factory=dict)
+    """Answers, tokens and cost of the large model; empty for a cross-encoder."""
 
 
 def parse_order(raw: str, count: int) -> Order:
@@ -341,6 +343,7 @@ def _rerank_listwise(
             for (key, _, hits), order in zip(block, orders, strict=True):
                 ranked = [(hits[place][0], float(len(order) - rank)) for rank, place in enumerate(order)]
                 file.writelines(run_lines(key, ranked, name))
+    reranker.figures.usage = asdict(client.usage)
     return reranker.figures
 
 

@@ -24,10 +24,11 @@ from drama_models.evaluation import evaluate
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.fusion import ranks, reciprocal_rank_fusion
 from training.augment.mine import BM25_NAME, MineRecipe, mine, search_vectors
-from training.augment.rerank import RerankRecipe, cross_encoder_identity, rerank
+from training.augment.rerank import Listwise, RerankRecipe, cross_encoder_identity, rerank
 from training.augment.runs import read_queries, run_lines, stream_run, write_in_parts
 from training.data.score_fusion import normalise_scores
 from training.specialise.findings import RankerQuality
+from training.specialise.stages import content_hash
 from training.specialise.vectors import PassageVectors
 
 if TYPE_CHECKING:
@@ -179,9 +180,12 @@ def _label(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages, rankers:
     asking = RerankRecipe(
         collection=folder.found, run=folder.run(CANDIDATES), out=folder.run(LABELS), examples=folder.queries,
         k=recipe.candidates, cross_encoder=recipe.reranker, llm=None if recipe.reranker else recipe.endpoint,
-        device=recipe.device, cache=folder.answers,
+        device=recipe.device, cache=folder.answers, listwise=Listwise(prompts=recipe.prompts),
     )  # fmt: skip
-    job |= {"reranker": cross_encoder_identity(recipe.reranker) if recipe.reranker else recipe.llm_model}
+    if recipe.reranker:
+        job |= {"reranker": cross_encoder_identity(recipe.reranker)}
+    else:
+        job |= {"reranker": recipe.llm_model, "prompts": content_hash(recipe.prompts) if recipe.prompts else None}
     return stages.run(LABELS, job, out, lambda: asdict(rerank(asking)))
 
 

@@ -29,6 +29,8 @@ FREE_SETTINGS = (
     "llm",
     "llm_concurrency",
     "llm_key_variable",
+    "llm_timeout_s",
+    "llm_usd_per_million",
 )
 """May change between a run and another one in the same folder; what is made of them is told by its content."""
 GENERATED: tuple[QueryKind, ...] = ("search", "search-zero-shot", "question", "claim", "title", "keywords")
@@ -53,6 +55,10 @@ class SpecialiseRecipe:
     """Requests under way at once."""
     llm_key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the endpoint's key."""
+    llm_timeout_s: float = 120.0
+    """Seconds for one answer."""
+    llm_usd_per_million: tuple[float, float] = (0.0, 0.0)
+    """Prices of a million prompt tokens and of a million answer tokens, for the cost that is shown."""
     prompts: Path | None = None
     """Folder whose files replace shipped prompts of the same name."""
     generated: tuple[QueryKind, ...] = GENERATED
@@ -131,8 +137,15 @@ class SpecialiseRecipe:
         """The large model, if there is one; ValueError for an address that is none."""
         if self.llm is None:
             return None
+        asked, answered = self.llm_usd_per_million
         return Endpoint(
-            url=self.llm, model=self.llm_model, concurrency=self.llm_concurrency, key_variable=self.llm_key_variable
+            url=self.llm,
+            model=self.llm_model,
+            concurrency=self.llm_concurrency,
+            key_variable=self.llm_key_variable,
+            timeout_s=self.llm_timeout_s,
+            usd_per_million_prompt_tokens=asked,
+            usd_per_million_answer_tokens=answered,
         )
 
     @property

@@ -108,12 +108,13 @@ def summary(findings: Findings, out: Path) -> str:
         for evaluation in findings.evaluations
         for change in evaluation.changes
     ]
+    release = "next" if findings.recommended == "new" else "to use the new one all the same"
     return "\n".join(
         [
             *(f"warning: {warning}" for warning in findings.warnings),
             *figures,
             findings.reason,
             f"recommended: {findings.recommended_folder}; both are kept, the report is {out / 'report.html'}",
-            f"{'next' if findings.recommended == 'new' else 'to use the new one all the same'}: {findings.export_command}",
+            f"{release}: {findings.export_command}",
         ]
     )

@@ -191,6 +191,7 @@ def test_a_run_is_reranked_by_a_model_and_goes_on_from_its_answers(collection_fo
         server.faults = lambda *_: None
         figures = rerank(recipe(server.url))
     assert (figures.queries, figures.windows, figures.incomplete) == (8, 8, 0)
+    assert (figures.usage["answers"], figures.usage["prompt_tokens"]) == (8, 80)
     run = read_run(tmp_path / "out.run")
     assert {key: list(hits) for key, hits in run.items()} == {
         key: [f"d{n}" for n in range(19, -1, -1)] for key in queries

@@ -157,11 +157,16 @@ def test_a_large_model_writes_queries_and_orders_lists(
         return " ".join(words[3:12] if "question" in messages[0]["content"] else words[6:10])
 
     with serving(reply) as server:
+        (tmp_path / "prompts").mkdir()
+        own = "=== user\nMine: order the $count passages by relevance to $query.\n$passages"
+        (tmp_path / "prompts" / "rerank.txt").write_text(own, encoding="utf-8")
         asked = recipe(
             manuals, retriever_folder, tmp_path / "out", llm=server.url, llm_model="tiny", found=(),
-            generated=("question", "keywords"),
+            generated=("question", "keywords"), prompts=tmp_path / "prompts", llm_usd_per_million=(1e6, 0.0),
         )  # fmt: skip
         findings = specialise(asked)
+        assert any(body["messages"][-1]["content"].startswith("Mine: order the 6") for body in server.bodies)
+        assert findings.large_model["usd"] == findings.large_model["prompt_tokens"]
         count = len(server.bodies)
         shutil.rmtree(tmp_path / "out" / "work")
         specialise(asked)
