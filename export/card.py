@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from drama_models.model_folder import read_json, tensor_shapes, weight_files
 from drama_models.provenance import chain
+from drama_models.runtimes.bert_shape import WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from drama_models.profile import Profile
 
 CARD_FILE = "README.md"
+TAGS = ("drama-models", "sentence-transformers", "sentence-similarity")
+EMBEDDINGS = ("embed_tokens.weight", WORDS)  # of a Llama, of a BERT
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
 PARITY_HEADING = "## Do all clients agree?"
 LIMITS = (
@@ -53,7 +56,13 @@ def write_card(
         base_model=base_model if "/" in base_model else None,  # the hub accepts no other name
         library_name="sentence-transformers",
         pipeline_tag="feature-extraction",
-        tags=["drama-models", "sentence-transformers", "sentence-similarity", "matryoshka", "onnx"],
+        tags=[
+            "drama-models",
+            "sentence-transformers",
+            "sentence-similarity",
+            *["matryoshka"] * bool(profile.dims),
+            "onnx",
+        ],
     )
     card = ModelCard.from_template(
         data,
@@ -67,6 +76,7 @@ def write_card(
         dims=", ".join(map(str, profile.dims)),
         max_length=profile.max_length,
         query_prompt=profile.query_prompt,
+        bert=read_json(path.parent / "config.json").get("model_type") == "bert",
         built_with_llama=asks_for_llama(license_id),
         graphs=", ".join(f"`{graph.name}`" for graph in sorted((path.parent / "onnx").glob("*.onnx"))),
         pooling=profile.pooling,
@@ -141,6 +151,5 @@ def _figure(value: Any) -> str:
 def _parameter_counts(folder: Path) -> dict[str, int]:
     shapes = {name: shape for path in weight_files(folder) for name, shape in tensor_shapes(path).items()}
     sizes = {name: int(shape[0]) * int(shape[1] if len(shape) > 1 else 1) for name, shape in shapes.items()}
-    vocabulary = read_json(folder / "config.json")["vocab_size"]
-    embedding = vocabulary * shapes["embed_tokens.weight"][1]
+    embedding = next(shapes[name][0] * shapes[name][1] for name in EMBEDDINGS if name in shapes)
     return {"all": sum(sizes.values()), "non_embedding": sum(sizes.values()) - embedding}

@@ -26,33 +26,39 @@ OLD_POOLING_KEYS = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "sep_token", "mask_token")
 DROPPED_SETTINGS = ("architectures", "auto_map", "_name_or_path", "transformers_version", "quantization_config")
 
 
 def release_config(config: Mapping[str, Any], profile: Profile, *, pad_token_id: int) -> dict[str, Any]:
     """config.json of a release, from that of the retriever."""
-    rope = rotary_settings(config)
-    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     kept = {key: value for key, value in config.items() if key not in DROPPED_SETTINGS}
     changed: dict[str, Any] = {
-        "architectures": ["LlamaModel"],
         "dtype": "float32",
         "torch_dtype": "float32",
         "head_dim": config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
         "is_causal": not profile.bidirectional,
         "use_bidirectional_attention": profile.bidirectional,
-        "rope_parameters": rope,
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": None if rope["rope_type"] == "default" else scaling,
         "pad_token_id": pad_token_id,
-        "tie_word_embeddings": False,  # there is no head to tie
-        "use_cache": False,
         "is_matryoshka": bool(profile.dims),
         "matryoshka_dimensions": list(profile.dims),
     }
-    if profile.bidirectional:
-        changed["auto_map"] = {"AutoModel": "modeling_drama.DramaModel"}
-    return dict(sorted((kept | changed).items()))
+    of_kind = {"architectures": ["BertModel"]} if config.get("model_type") == "bert" else _of_llama(config, profile)
+    return dict(sorted((kept | changed | of_kind).items()))
+
+
+def _of_llama(config: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
+    rope = rotary_settings(config)
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    settings: dict[str, Any] = {
+        "architectures": ["LlamaModel"],
+        "rope_parameters": rope,
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": None if rope["rope_type"] == "default" else scaling,
+        "tie_word_embeddings": False,  # there is no head to tie
+        "use_cache": False,
+    }
+    return settings | ({"auto_map": {"AutoModel": "modeling_drama.DramaModel"}} if profile.bidirectional else {})
 
 
 def sentence_transformers_files(profile: Profile) -> dict[str, Any]:
@@ -97,11 +103,12 @@ def tokenizer_files(config: Mapping[str, Any], max_length: int) -> dict[str, Any
         The files by name; a missing pad token is filled with EOS, since some clients insist on one.
     """
     names = {}
-    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
+    for key in SPECIAL_TOKENS:
         value = config.get(key)
         if value is not None:
             names[key] = value["content"] if isinstance(value, dict) else value
-    names.setdefault("pad_token", names["eos_token"])
+    if "pad_token" not in names:
+        names["pad_token"] = names["eos_token"] if "eos_token" in names else names["sep_token"]
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # transformers 5 writes a class that 4.x does not have
         "model_max_length": max_length,

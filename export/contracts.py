@@ -67,6 +67,8 @@ def _tei(folder: Path, profile: Profile, config: dict[str, Any]) -> Iterator[str
     yield from _length(folder, profile)
     if _graph_inputs(folder / ONNX_GRAPH) != GRAPH_INPUTS:
         yield f"{ONNX_GRAPH}: its CPU path gives {' and '.join(sorted(GRAPH_INPUTS))} to it"
+    if config.get("model_type") == "bert":
+        return
     if rotary_settings(config)["rope_type"] != "default":
         yield "its CUDA path does not know Llama 3's rotary scaling; its CPU path runs the graph"
     if config["hidden_size"] != config["num_attention_heads"] * config["head_dim"]:
@@ -75,13 +77,14 @@ def _tei(folder: Path, profile: Profile, config: dict[str, Any]) -> Iterator[str
 
 def _llama_cpp(folder: Path, profile: Profile, config: dict[str, Any]) -> Iterator[str]:
     """Its converter: class and direction; the kind of tokenizer."""
-    if not str(config.get("architectures", [""])[0]).startswith("Llama"):
+    architecture = str(config.get("architectures", [""])[0])
+    if not architecture.startswith(("Llama", "Bert")):
         yield f"config.json: its converter does not know {config.get('architectures')}"
     if config.get("is_causal") is not (not profile.bidirectional):
         yield "config.json: its converter takes the direction from is_causal"
     kind = read_json(folder / "tokenizer.json").get("model", {}).get("type")
-    if kind != "BPE":
-        yield f"tokenizer.json: its converter reads byte-pair vocabularies, and this is {kind}"
+    if kind != (wanted := "WordPiece" if architecture.startswith("Bert") else "BPE"):
+        yield f"tokenizer.json: its converter reads vocabularies of the kind {wanted}, and this is {kind}"
 
 
 def _graph_inputs(path: Path) -> set[str]:

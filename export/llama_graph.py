@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto, NodeProto
 
+    from drama_models.runtimes.bert_shape import BertShape
+
 OPSET, IR_VERSION = 17, 8
 BLOCKED = -1e9  # added to a score that must not count; far below any score, and safe to add to
 OUTPUT = "last_hidden_state"
@@ -55,30 +57,27 @@ def build_graph(
         ModelFolderError: an activation or rotary scaling that is not built here, or a weight beyond float16.
         KeyError: a weight is missing.
     """
-    builder = _Builder(LlamaShape.from_config(config), weights, half=half)
+    shape = LlamaShape.from_config(config)
+    builder = GraphBuilder(shape, weights, half=half)
     states = builder.embedding()  # (B, T, D)
     bias = builder.attention_bias(bidirectional=bidirectional)
-    rotation = builder.rotation()
-    for layer in range(builder.shape.layers):
+    rotation = builder.rotation(shape.frequencies)
+    for layer in range(shape.layers):
         prefix = f"layers.{layer}"
         attended = builder.attention(builder.rms_norm(states, f"{prefix}.input_layernorm"), prefix, bias, rotation)
         states = builder.op("Add", [states, attended])
         widened = builder.mlp(builder.rms_norm(states, f"{prefix}.post_attention_layernorm"), prefix)
         states = builder.op("Add", [states, widened])
     builder.rms_norm(states, "norm", OUTPUT)
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in builder.INPUTS]
-    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", "length", builder.shape.hidden_size])
-    graph = helper.make_graph(builder.nodes, "llama_encoder", inputs, [output], builder.initializers)
-    opset = helper.make_opsetid("", OPSET)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="drama-models")
+    return builder.finished("llama_encoder")
 
 
-class _Builder:
+class GraphBuilder:
     """Collects nodes and initializers; each method adds a piece and returns the name of its output."""
 
     INPUTS = ("input_ids", "attention_mask")
 
-    def __init__(self, shape: LlamaShape, weights: Mapping[str, NDArray[Any]], *, half: bool) -> None:
+    def __init__(self, shape: LlamaShape | BertShape, weights: Mapping[str, NDArray[Any]], *, half: bool) -> None:
         self.shape, self.weights, self.half = shape, weights, half
         self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, shape.head_dim
         self.nodes: list[NodeProto] = []
@@ -86,12 +85,22 @@ class _Builder:
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], str] = {}
         self._scaled: dict[str, tuple[str, str]] = {}
 
+    def finished(self, name: str) -> ModelProto:
+        """The model of all nodes, whose last one made OUTPUT."""
+        inputs = [helper.make_tensor_value_info(each, TensorProto.INT64, ["batch", "length"]) for each in self.INPUTS]
+        output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", "length", self.shape.hidden_size])
+        graph = helper.make_graph(self.nodes, name, inputs, [output], self.initializers)
+        opset = helper.make_opsetid("", OPSET)
+        return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="drama-models")
+
     def op(self, kind: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
+        """A node of standard operators."""
         name = output or f"{kind.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [name], name=f"node_{len(self.nodes)}", **attributes))
         return name
 
     def constant(self, value: NDArray[Any] | list[int]) -> str:
+        """A constant, stored once; whole numbers from a list."""
         array = np.ascontiguousarray(np.array(value, dtype=np.int64) if isinstance(value, list) else value)
         key = (array.dtype.str, array.tobytes(), array.shape)
         if key not in self._constants:
@@ -100,6 +109,7 @@ class _Builder:
         return self._constants[key]
 
     def scalar(self, value: float) -> str:
+        """A float32 number."""
         return self.constant(np.array(value, dtype=np.float32))
 
     def weight(self, name: str) -> str:
@@ -183,10 +193,10 @@ class _Builder:
         length = self.op("Gather", [self.op("Shape", ["input_ids"]), self.constant(np.array(1))], axis=0)
         return self.op("Range", [self.constant(np.array(0)), length, self.constant(np.array(1))])
 
-    def rotation(self) -> tuple[str, str]:
+    def rotation(self, frequencies: NDArray[np.float32]) -> tuple[str, str]:
         """Cosine and sine of every position and frequency, (T, d / 2) each."""
         column = self.op("Cast", [self.op("Unsqueeze", [self.positions(), self.constant([1])])], to=TensorProto.FLOAT)
-        angles = self.op("Mul", [column, self.constant(self.shape.frequencies[None])])
+        angles = self.op("Mul", [column, self.constant(frequencies[None])])
         return self.op("Cos", [angles]), self.op("Sin", [angles])
 
     def attention_bias(self, *, bidirectional: bool) -> str:
@@ -206,13 +216,16 @@ class _Builder:
         query = self.rotated(self.split_heads(states, f"{prefix}.self_attn.q_proj", self.heads), rotation)
         key = self.rotated(self.split_heads(states, f"{prefix}.self_attn.k_proj", self.kv_heads), rotation)
         value = self.split_heads(states, f"{prefix}.self_attn.v_proj", self.kv_heads)
-        key, value = self.shared_heads(key), self.shared_heads(value)
+        joined = self.attended(query, self.shared_heads(key), self.shared_heads(value), bias)
+        return self.linear(joined, f"{prefix}.self_attn.o_proj")
+
+    def attended(self, query: str, key: str, value: str, bias: str) -> str:
+        """Values by their queries' attention: (B, H, T, d) each, to (B, T, H * d)."""
         scaled = self.op("Mul", [query, self.scalar(1 / math.sqrt(self.head_dim))])
         scores = self.product(scaled, self.op("Transpose", [key], perm=[0, 1, 3, 2]))  # (B, H, T, T)
         shares = self.op("Softmax", [self.op("Add", [scores, bias])], axis=-1)
         context = self.op("Transpose", [self.product(shares, value)], perm=[0, 2, 1, 3])  # (B, T, H, d)
-        joined = self.op("Reshape", [context, self.constant([0, 0, self.heads * self.head_dim])])
-        return self.linear(joined, f"{prefix}.self_attn.o_proj")
+        return self.op("Reshape", [context, self.constant([0, 0, self.heads * self.head_dim])])
 
     def split_heads(self, states: str, name: str, heads: int) -> str:
         """Project, then (B, T, heads * d) to (B, heads, T, d)."""

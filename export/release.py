@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 
-from drama_models.errors import DimensionError, ModelFolderError
+from drama_models.errors import DimensionError, ModelFolderError, PrecisionError
 from drama_models.folders import atomic_folder
-from drama_models.model_folder import check_llama_weights, read_json, weight_files
-from drama_models.profile import Profile
+from drama_models.model_folder import check_llama_weights, llama_tensor_shapes, read_json, weight_files
+from drama_models.profile import DRAMA_QUERY_PROMPT, Profile
 from drama_models.provenance import write_provenance
+from drama_models.runtimes.bert_shape import BertShape, check_bert_weights, stock_name
 from drama_models.sample_texts import SAMPLE_TEXTS
 from drama_models.tokenisation import end_token, load_tokenizer
 from export.card import CARD_FILE, asks_for_llama, write_card
@@ -26,7 +27,7 @@ from export.verification import write_verification
 from export.verify import largest_difference, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
 
     from tokenizers import Tokenizer
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 MODEL_CODE = Path(__file__).parents[1] / "drama_models" / "modeling_drama.py"
 ENDS = ("bos_token", "eos_token")
+LLAMA, BERT = "llama", "bert"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ def release(recipe: ReleaseRecipe) -> list[Parity]:
         How far each client is from our own encoder.
 
     Raises:
-        ModelFolderError: the retriever is not a complete Llama folder, or a client disagrees.
+        ModelFolderError: the retriever is no complete folder of a Llama or BERT, or a client disagrees.
         DimensionError: an announced size that the model does not have.
     """
     origin = Origin(stage="export.release", role="retriever", settings=recipe)
@@ -105,7 +107,7 @@ def write_release(
     origin: Origin,
     measure: Callable[[Path], dict[str, Any]] | None = None,
 ) -> list[Parity]:
-    """Write a release of any Llama encoder whose profile can be read; `release` and `adopt` are this.
+    """Write a release of any Llama or BERT encoder whose profile can be read; `release` and `adopt` are this.
 
     Args:
         source: model folder; only JSON and safetensors files of it are read.
@@ -117,17 +119,19 @@ def write_release(
         How far each client is from our own encoder.
 
     Raises:
-        ModelFolderError: the source is not a complete Llama folder, or a client disagrees.
+        ModelFolderError: the source is not a complete folder of one of them, or a client disagrees.
         DimensionError: an announced size that the model does not have.
-        PrecisionError: a graph in int8 is asked for, and would lose too much.
+        PrecisionError: a graph in int8 is asked for, and would lose too much, or cannot be made.
     """
     config = read_json(source / "config.json")
-    check_llama_weights(source, config)
+    names = _checked_names(source, config)
+    if config.get("model_type") == BERT and "int8" in recipe.onnx:
+        raise PrecisionError(f"{source} is a BERT, whose graphs are not made in eight bits; leave int8 out of --onnx.")
     profile = _release_profile(source, recipe)
     with atomic_folder(recipe.out) as partial:
-        _write_weights(source, partial)
+        _write_weights(source, partial, names)
         _write_settings(source, config, profile, partial)
-        if profile.bidirectional:
+        if profile.bidirectional and config.get("model_type") != BERT:
             shutil.copy(MODEL_CODE, partial / MODEL_CODE.name)
         figures = _write_graphs(partial, recipe.onnx)
         figures |= measure(partial) if measure else {}
@@ -173,18 +177,40 @@ def onnx_difference(parity: list[Parity]) -> float:
     return largest_difference(parity, "onnxruntime")
 
 
-def _write_weights(retriever: Path, out: Path) -> None:
-    """Encoder weights in float32 under LlamaModel's names; a language-model head stays behind."""
+def _checked_names(source: Path, config: dict[str, Any]) -> Container[str]:
+    """Names of the encoder's weights by today's class, all of them there.
+
+    Raises:
+        ModelFolderError: some are not, or the model is of another kind.
+    """
+    kind = config.get("model_type", LLAMA)
+    if kind == LLAMA:
+        check_llama_weights(source, config)
+        return llama_tensor_shapes(config).keys()
+    if kind == BERT:
+        check_bert_weights(source, config)
+        return BertShape.from_config(config).weight_shapes().keys()
+    raise ModelFolderError(
+        f"{source} is a {kind}, and releases are made of Llama and BERT encoders; sentence-transformers and "
+        "drama_models load the folder as it is."
+    )
+
+
+def _write_weights(retriever: Path, out: Path, names: Container[str]) -> None:
+    """Encoder weights in float32 under the names of today's class; heads and poolers stay behind."""
     state = {}
     for path in weight_files(retriever):
-        for name, tensor in load_file(path).items():
-            if name != "lm_head.weight":
-                state[name.removeprefix("model.")] = tensor.float()
+        for stored, tensor in load_file(path).items():
+            name = stock_name(stored.removeprefix("model."))
+            if name in names:
+                state[name] = tensor.float()
     save_torch_state_dict(state, out)
 
 
 def _release_profile(source: Path, recipe: FolderRecipe) -> Profile:
-    profile = replace(Profile.from_folder(source), query_prompt="Query: ")
+    profile = Profile.from_folder(source)
+    if "query" not in profile.prompts and read_json(source / "config.json").get("model_type", LLAMA) == LLAMA:
+        profile = replace(profile, query_prompt=DRAMA_QUERY_PROMPT)  # a folder without a word about it
     if recipe.max_length is not None:
         profile = replace(profile, max_length=recipe.max_length)
     if recipe.dims:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from drama_models.model_folder import ONNX_GRAPH, read_json, weight_files
 from drama_models.profile import attention_is_bidirectional
-from export.llama_graph import build_graph
+from export import bert_graph, llama_graph
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,11 +41,12 @@ def write_onnx(folder: Path, precision: FloatPrecision = "fp32") -> Path:
         Path of the graph.
 
     Raises:
-        ModelFolderError: unreadable weights, a model that is not a Llama this exporter knows, or weights that float16
-            cannot hold.
+        ModelFolderError: unreadable weights, a model that is no Llama or BERT that this exporter knows, or weights that
+            float16 cannot hold.
     """
     config = read_json(folder / "config.json")
     bidirectional = attention_is_bidirectional(config, folder)
+    build_graph = bert_graph.build_graph if config.get("model_type") == "bert" else llama_graph.build_graph
     graph = build_graph(config, _numpy_weights(folder), bidirectional=bidirectional, half=precision == "fp16")
     path = folder / GRAPHS[precision]
     save_graph(graph, path)

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drama_models.errors import ModelFolderError
 from drama_models.model_folder import read_json, weight_files
 from drama_models.pooling import pool_rows
 from drama_models.runtimes.bert_graph import BertGraph
-from drama_models.runtimes.bert_shape import KINDS, POSITIONS, WORDS, BertShape, stock_name
+from drama_models.runtimes.bert_shape import KINDS, POSITIONS, WORDS, BertShape, check_bert_weights
 from drama_models.runtimes.mapped_weights import MappedWeights
 from drama_models.runtimes.onnx_session import chosen_threads, memory_session
 from drama_models.runtimes.packed_graph import EMBEDDED, OUTPUT, edges_of
@@ -44,9 +43,9 @@ class BertOnnxRuntime:
 
     def __init__(self, folder: Path, profile: Profile, threads: int | None = None) -> None:
         count = chosen_threads(threads)
-        shape = BertShape.from_config(read_json(folder / "config.json"))
+        config = read_json(folder / "config.json")
+        shape, stored = BertShape.from_config(config), check_bert_weights(folder, config)
         self._mapped = MappedWeights(weight_files(folder))
-        stored = _checked_names(folder, shape, self._mapped)
         graph = BertGraph(shape, bidirectional=profile.bidirectional)
         model = graph.model()
         self._weights = {name: self._mapped[stored[name]] for name in graph.external}  # read where they are
@@ -66,18 +65,3 @@ class BertOnnxRuntime:
         embedded = self._mapped.rows(self._words, np.concatenate(texts)) + self._places[positions]
         (states,) = self._session.run([OUTPUT], {EMBEDDED: embedded[None]} | edges_of(lengths))
         return pool_rows(states[0], lengths.tolist(), self._pooling)
-
-
-def _checked_names(folder: Path, shape: BertShape, weights: MappedWeights) -> dict[str, str]:
-    """Names in the files by those of today's BertModel, every shape compared with what config.json asks for."""
-    stored = {stock_name(name): name for name in weights}
-    for name, wanted in shape.weight_shapes().items():
-        if name not in stored:
-            raise ModelFolderError(f"{folder} has no tensor {name!r}; use weights and config.json of one model.")
-        found = weights.shape(stored[name])
-        if found != wanted:
-            raise ModelFolderError(
-                f"{folder}: tensor {stored[name]!r} has shape {found} where config.json asks for {wanted}; "
-                "the file belongs to another model, fetch the folder again."
-            )
-    return stored

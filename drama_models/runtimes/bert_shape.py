@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from drama_models.errors import ModelFolderError
+from drama_models.model_folder import tensor_shapes, weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 EXACT_GELU = ("gelu", "gelu_python")  # x times the normal distribution's share below x, not its approximation by tanh
 WORDS, POSITIONS, KINDS = (f"embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type"))
@@ -33,6 +35,16 @@ class BertShape:
     """Longest text, in tokens."""
     kinds: int
     """Token types; every token here is of the first."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Every query head has a key/value head of its own."""
+        return self.heads
+
+    @property
+    def head_dim(self) -> int:
+        """Size of a head."""
+        return self.hidden_size // self.heads
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight of a BertModel without its pooler."""
@@ -78,6 +90,28 @@ class BertShape:
             positions=config["max_position_embeddings"],
             kinds=config.get("type_vocab_size", 2),
         )
+
+
+def check_bert_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Names in a folder's files by those of today's BertModel, every shape compared with what config.json asks for.
+
+    The prefix `model.` is left out of them, as by `MappedWeights`.
+
+    Raises:
+        ModelFolderError: a tensor is missing or has another shape, or the graph does not know this kind of BERT.
+    """
+    found = (tensor for path in weight_files(folder) for tensor in tensor_shapes(path).items())
+    shapes = {name.removeprefix("model."): shape for name, shape in found}
+    stored = {stock_name(name): name for name in shapes}
+    for name, wanted in BertShape.from_config(config).weight_shapes().items():
+        if name not in stored:
+            raise ModelFolderError(f"{folder} has no tensor {name!r}; use weights and config.json of one model.")
+        if (shape := shapes[stored[name]]) != wanted:
+            raise ModelFolderError(
+                f"{folder}: tensor {stored[name]!r} has shape {shape} where config.json asks for {wanted}; "
+                "the file belongs to another model, fetch the folder again."
+            )
+    return stored
 
 
 def stock_name(stored: str) -> str:

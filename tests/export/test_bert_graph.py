@@ -1,0 +1,84 @@
+"""A BERT's graph against transformers' BertModel, in a batch and alone; releases of one, by every client there is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnxruntime import InferenceSession
+from transformers import BertConfig, BertModel
+
+from drama_models import Encoder
+from drama_models.errors import ModelFolderError, PrecisionError
+from drama_models.model_folder import read_json
+from drama_models.sample_texts import SAMPLE_TEXTS
+from export.bert_graph import build_graph
+from export.contracts import contract_problems
+from export.release import ReleaseRecipe, release
+
+NANO = Path("demo/nano")
+
+
+def random_bert() -> tuple[BertModel, dict[str, Any]]:
+    """Norms and biases are random too: transformers starts them where an error would not show."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 3, "intermediate_size": 80}
+    config = BertConfig(**sizes, vocab_size=300, max_position_embeddings=64, initializer_range=0.2)
+    model = BertModel(config, add_pooling_layer=False).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model, config.to_dict()
+
+
+@pytest.mark.parametrize(("half", "tolerance"), [(False, 2e-5), (True, 2e-2)])  # sums in another order; float16
+def test_the_graph_is_the_stock_model(half: bool, tolerance: float) -> None:
+    model, config = random_bert()
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    graph = build_graph(config, weights, bidirectional=True, half=half)
+    session = InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    draw = np.random.default_rng(0)
+    lengths = [40, 9, 1, 64]
+    ids = draw.integers(3, 300, (4, 64))
+    mask = (np.arange(64) < np.array(lengths)[:, None]).astype(np.int64)
+    (batch,) = session.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
+    assert batch.dtype == np.float32
+    for row, length in enumerate(lengths):
+        alone = ids[row : row + 1, :length]
+        (ours,) = session.run(None, {"input_ids": alone, "attention_mask": np.ones_like(alone)})
+        with torch.no_grad():
+            theirs = model(input_ids=torch.from_numpy(alone)).last_hidden_state.numpy()
+        np.testing.assert_allclose(ours, theirs, atol=tolerance)
+        np.testing.assert_allclose(batch[row, :length], theirs[0], atol=tolerance)
+
+
+def test_a_bert_becomes_a_release_that_every_client_loads(tmp_path: Path) -> None:
+    out = tmp_path / "release"
+    parity = release(ReleaseRecipe(retriever=NANO, out=out, onnx=("fp32", "fp16")))  # refuses what a client denies
+    assert {each.client for each in parity} >= {"automodel", "sentence_transformers", "onnxruntime"}
+    released, nano = Encoder.from_pretrained(out), Encoder.from_pretrained(NANO)
+    texts = list(SAMPLE_TEXTS)
+    np.testing.assert_allclose(released.encode_queries(texts), nano.encode_queries(texts), atol=1e-5)
+    assert read_json(out / "config.json")["architectures"] == ["BertModel"]
+    assert read_json(out / "config_sentence_transformers.json")["prompts"] == {"query": "", "document": ""}
+    assert sorted(path.name for path in (out / "onnx").iterdir()) == ["model.onnx", "model_fp16.onnx"]
+    assert not (out / "modeling_drama.py").exists()
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "a BERT encoder" in card
+    assert "Queries need no prompt" in card
+    assert "Llama" not in card
+    assert contract_problems(out) == {"vLLM": [], "text-embeddings-inference": [], "llama.cpp": []}
+
+
+def test_what_cannot_be_released_is_said(tmp_path: Path) -> None:
+    with pytest.raises(PrecisionError, match=r"is a BERT, whose graphs are not made in eight bits; leave int8 out"):
+        release(ReleaseRecipe(retriever=NANO, out=tmp_path / "out", onnx=("fp32", "int8")))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "modernbert"}), encoding="utf-8")
+    with pytest.raises(ModelFolderError, match="is a modernbert, and releases are made of Llama and BERT encoders"):
+        release(ReleaseRecipe(retriever=tmp_path / "other", out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
