@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drama_models.collection import Collection
-from drama_models.errors import CollectionError, ModelFolderError
-from drama_models.folders import atomic_file, sha256_of_file, sha256_of_folder
+from drama_models.errors import CollectionError
+from drama_models.folders import atomic_file, sha256_of_file
 from training.augment.chunk import load_tokenizer
+from training.augment.cross_encoder import CrossEncoderReranker, cross_encoder_identity
 from training.augment.llm import ChatClient, ChatRequest, Endpoint, Sampling
 from training.augment.runs import read_queries, run_lines, stream_run, write_in_parts, write_record
 from training.augment.templates import Prompt, load_prompt
@@ -101,7 +102,8 @@ class RerankRecipe:
     device: str | None = None
     """For the cross-encoder, such as cuda; a GPU if there is one by default."""
     cache: Path | None = None
-    """File of the answers that were paid for; OUT.answers beside the run by default."""
+    """File of the answers that were paid for; OUT.answers beside the run by default. Of a cross-encoder, file of the
+    scores of pairs, so that another call scores only those that are new; none by default."""
 
     def __post_init__(self) -> None:
         if (self.llm is None) == (self.cross_encoder is None):
@@ -249,46 +251,6 @@ class ListwiseReranker:
         return [min(end, len(text)) for end in range(size, len(text) + size, size)]
 
 
-class CrossEncoderReranker:
-    """Scores pairs with any sentence-transformers CrossEncoder, raw: before a sigmoid, which would flatten the best.
-
-    Raises:
-        ModelFolderError: it cannot be loaded, or gives more than one score.
-    """
-
-    def __init__(self, model: str, *, max_length: int, batch_size: int, device: str | None = None) -> None:
-        from sentence_transformers import CrossEncoder
-
-        try:
-            self._model = CrossEncoder(model, max_length=max_length, device=device)
-        except (OSError, ValueError, KeyError) as error:
-            words = " ".join(str(error).split())[:200]
-            raise ModelFolderError(
-                f"{model} is no cross-encoder that can be loaded ({words}); pass its folder."
-            ) from None
-        if self._model.num_labels != 1:
-            raise ModelFolderError(f"{model} gives {self._model.num_labels} scores; pass a cross-encoder with one.")
-        self._batch_size = batch_size
-
-    def scores(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Score of each passage for its query, in the shape of `passages`."""
-        from torch.nn import Identity
-
-        pairs = [(query, text) for query, texts in zip(queries, passages, strict=True) for text in texts]
-        if not pairs:
-            return [[] for _ in queries]
-        scores = self._model.predict(
-            pairs, batch_size=self._batch_size, show_progress_bar=False, activation_fn=Identity()
-        )
-        remaining = iter(np.asarray(scores, dtype=np.float64).tolist())
-        return [list(islice(remaining, len(texts))) for texts in passages]
-
-
-def cross_encoder_identity(cross_encoder: str) -> str:
-    """What tells a cross-encoder from every other one: a hash of its folder's files, or its name on the hub."""
-    return sha256_of_folder(cross_encoder) if Path(cross_encoder).is_dir() else cross_encoder
-
-
 def rerank(recipe: RerankRecipe) -> RerankFigures:
     """Write the run in its new order. A killed call goes on; answers that were paid for are not asked for again.
 
@@ -309,8 +271,9 @@ def rerank(recipe: RerankRecipe) -> RerankFigures:
         figures = _rerank_listwise(recipe, recipe.llm, lists, passages, name)
     else:
         model = CrossEncoderReranker(
-            str(recipe.cross_encoder), max_length=recipe.max_length, batch_size=recipe.batch_size, device=recipe.device
-        )
+            str(recipe.cross_encoder), max_length=recipe.max_length, batch_size=recipe.batch_size, device=recipe.device,
+            cache=recipe.cache,
+        )  # fmt: skip
 
         def score(block: list[RankedQuery]) -> list[tuple[str, Hits]]:
             scored = model.scores([query for _, query, _ in block], [passages.of(hits) for _, _, hits in block])

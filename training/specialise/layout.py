@@ -95,6 +95,11 @@ class RunFolder:
         """Vectors of passages, a folder for each model."""
         return self.work / "vectors"
 
+    @property
+    def scores(self) -> Path:
+        """Scores of a cross-encoder, by the texts that were scored."""
+        return self.work / "scores"
+
     def run(self, name: str) -> Path:
         """Lists of one ranker for the made queries."""
         return self.work / "runs" / f"{name}.run"

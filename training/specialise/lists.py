@@ -180,7 +180,8 @@ def _label(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages, rankers:
     asking = RerankRecipe(
         collection=folder.found, run=folder.run(CANDIDATES), out=folder.run(LABELS), examples=folder.queries,
         k=recipe.candidates, cross_encoder=recipe.reranker, llm=None if recipe.reranker else recipe.endpoint,
-        device=recipe.device, cache=folder.answers, listwise=Listwise(prompts=recipe.prompts),
+        device=recipe.device, cache=folder.scores if recipe.reranker else folder.answers,
+        listwise=Listwise(prompts=recipe.prompts),
     )  # fmt: skip
     if recipe.reranker:
         job |= {"reranker": cross_encoder_identity(recipe.reranker)}

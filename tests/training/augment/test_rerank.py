@@ -18,9 +18,9 @@ from drama_models.evaluation import read_run
 from tests.training.augment.chat_server import serving
 from tests.training.augment.cross_encoders import write_cross_encoder
 from training.augment import rerank as augment_rerank
+from training.augment.cross_encoder import CrossEncoderReranker
 from training.augment.llm import ChatClient, Endpoint
 from training.augment.rerank import (
-    CrossEncoderReranker,
     Listwise,
     ListwiseReranker,
     RerankRecipe,
@@ -265,6 +265,28 @@ def test_parts_of_a_cross_encoder_with_other_weights_are_not_gone_on_with(
     assert {line.split(maxsplit=5)[5] for line in recipe.out.read_text(encoding="utf-8").splitlines()} == {
         "my-cross-encoder"
     }
+
+
+def test_scores_that_are_kept_are_not_computed_again(
+    cross_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scores(model: Path, **settings: Any) -> list[list[float]]:
+        reranker = CrossEncoderReranker(str(model), cache=tmp_path / "scores", batch_size=2, **settings)
+        return reranker.scores(["a query", "b"], [["one", "two", "two"], ["three"]])
+
+    first = scores(cross_encoder, max_length=64)
+    assert first[0][1] == first[0][2]
+    asked: list[int] = []
+    monkeypatch.setattr(
+        CrossEncoderReranker, "_predicted", lambda _, pairs: asked.append(len(pairs)) or [0.0] * len(pairs)
+    )
+    assert scores(cross_encoder, max_length=64) == first
+    assert scores(cross_encoder, max_length=32) != first
+    assert scores(write_cross_encoder(tmp_path / "other", seed=9), max_length=64) != first
+    assert asked == [0, 3, 3]
+    (tmp_path / "notes").write_text("not a database, but long enough to be one. " * 50, encoding="utf-8")
+    with pytest.raises(CollectionError, match="cannot hold scores"):
+        CrossEncoderReranker(str(cross_encoder), cache=tmp_path / "notes", max_length=64, batch_size=2)
 
 
 def test_what_cannot_be_reranked_is_said(collection_folder: Path, tmp_path: Path) -> None:

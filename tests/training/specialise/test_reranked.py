@@ -14,6 +14,7 @@ from drama_models.evaluation import evaluate, read_run
 from tests.training.augment.cross_encoders import write_cross_encoder
 from tests.training.specialise.documents import QUICK, write_manuals
 from training.__main__ import COMMANDS
+from training.augment.cross_encoder import CrossEncoderReranker
 from training.data.examples import read_examples
 from training.specialise.findings import Findings
 
@@ -76,3 +77,28 @@ def test_labels_are_the_cross_encoders_scores_and_made_anew_for_other_weights(
     assert "labels: done before" not in printed
     assert not same(read_run(labels), first)
     assert same(read_run(labels), stock_scores(reranker, out))
+
+    scored: list[tuple[str, str]] = []
+    predicted = CrossEncoderReranker._predicted
+
+    def counting(self: CrossEncoderReranker, pairs: list[tuple[str, str]]) -> list[float]:
+        scored.extend(pairs)
+        return predicted(self, pairs)
+
+    before = pairs_of(out)
+    write_manuals(manuals, range(100, 104))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(CrossEncoderReranker, "_predicted", counting)
+        COMMANDS["specialise"][0](words)
+    after = pairs_of(out)
+    assert after != before
+    assert sorted(scored) == sorted(after - before)  # what is new, each once
+    assert same(read_run(labels), stock_scores(reranker, out))
+
+
+def pairs_of(out: Path) -> set[tuple[str, str]]:
+    """Query and passage of every candidate."""
+    texts = {each.id: each.content for each in Collection(out / "work" / "found").documents()}
+    queries = {each.query_id: each.query for each in read_examples(out / "work" / "queries.jsonl")}
+    run = read_run(out / "work" / "runs" / "candidates.run")
+    return {(queries[key], texts[each]) for key, hits in run.items() for each in hits}
