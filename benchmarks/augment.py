@@ -1,6 +1,9 @@
 """From documents to mined lists: chunking, de-duplication, one crop for each passage, BM25's 50 best for each crop.
 
     python -m benchmarks.augment [--passages 100000] [--out benchmarks/results/augment.json]
+    python -m benchmarks.augment --deduplicate 1000000 --out benchmarks/results/deduplicate.json
+
+The second command measures de-duplication alone, of as many passages as are asked for.
 
 Documents are sentences of this Python environment's docstrings in random order, with copies and beginnings of others
 among them. Each stage is timed by the clock and by the processors' time, its own and its workers', since machines are
@@ -29,19 +32,49 @@ if TYPE_CHECKING:
 
 SENTENCES_PER_DOCUMENT = 120
 PARAGRAPH_SENTENCES = 6
+PASSAGE_SENTENCES = 8  # about a hundred words
 COPIES = 0.03  # of the documents are copies, and as many beginnings of others
 K = 50
 SAMPLE_EVERY_S = 0.2
 ALLOWED = {"seconds": 300, "peak_mib": 4096}  # for the default number of passages, on two cores
 
 
-def write_documents(folder: Path, passages: int) -> int:
-    """Text files whose passages are about as many as asked for; returns the bytes."""
-    from training.augment.chunk import load_tokenizer, token_counts
+def write_passages(folder: Path, count: int) -> int:
+    """A collection of passages, with copies and beginnings of others among them; returns the bytes of its corpus."""
+    from drama_models.collection import Collection
+
+    sentences = sample_sentences()
+    draw = np.random.default_rng(0)
+    recent: list[str] = []
+
+    def records() -> Iterator[dict[str, str]]:
+        for number in range(count):
+            kind = draw.random()
+            if recent and kind < 2 * COPIES:
+                text = recent[draw.integers(len(recent))]
+                text = text.upper() if kind < COPIES else text[: len(text) // 2]
+            else:
+                chosen = draw.integers(len(sentences), size=PASSAGE_SENTENCES)
+                text = " ".join(sentences[place] for place in chosen)
+                recent[:] = [*recent[-500:], text]
+            yield {"_id": f"p{number}", "title": "", "text": text}
+
+    return Collection.write(folder, records()).corpus_file.stat().st_size
+
+
+def sample_sentences() -> list[str]:
+    """Sentences of this environment's docstrings, each once."""
     from training.augment.sentences import split_sentences
 
     found = (sentence for text in sample_texts(4000) for sentence in split_sentences(" ".join(text.split())))
-    sentences = sorted({sentence for sentence in found if 4 <= len(sentence.split()) <= 40})
+    return sorted({sentence for sentence in found if 4 <= len(sentence.split()) <= 40})
+
+
+def write_documents(folder: Path, passages: int) -> int:
+    """Text files whose passages are about as many as asked for; returns the bytes."""
+    from training.augment.chunk import load_tokenizer, token_counts
+
+    sentences = sample_sentences()
     mean = np.mean(token_counts(sentences, load_tokenizer(SOURCE)))
     documents = int(passages * 245 / mean / SENTENCES_PER_DOCUMENT)
     draw = np.random.default_rng(0)
@@ -130,12 +163,33 @@ def measure(passages: int) -> dict[str, Any]:
     return {"benchmark": "augment", "settings": settings, "machine": machine, "stages": stages, "total": total}
 
 
+def measure_deduplication(passages: int) -> dict[str, Any]:
+    """De-duplicate a collection of so many passages; time, memory and counts."""
+    from training.augment.deduplicate import DeduplicateRecipe, deduplicate
+
+    stages: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as work:
+        root = Path(work)
+        size = write_passages(root / "passages", passages)
+        with _timed(stages, "deduplicate") as record:
+            record |= deduplicate(DeduplicateRecipe(collection=root / "passages", out=root / "unique"))["figures"]
+    settings = {"passages": passages, "text_mib": round(size / 2**20)}
+    load = {"load_average": [round(value, 1) for value in os.getloadavg()]}
+    return {"benchmark": "deduplicate", "settings": settings, "machine": machine_record() | load, "stages": stages}
+
+
 def main() -> None:
     """Measure, print, write the results file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--passages", type=int, default=100_000, help="about so many; default: 100000")
+    parser.add_argument("--deduplicate", type=int, default=0, help="measure this alone, of so many passages")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/augment.json"), help="results file")
     options = parser.parse_args()
+    if options.deduplicate:
+        result = measure_deduplication(options.deduplicate)
+        result["command"] = f"python -m benchmarks.augment --deduplicate {options.deduplicate} --out {options.out}"
+        write_result(options.out, result)
+        return
     result = measure(options.passages)
     result["command"] = f"python -m benchmarks.augment --passages {options.passages}"
     write_result(options.out, result)
