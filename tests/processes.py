@@ -27,7 +27,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return printed
 
 
-def kill_when(process: subprocess.Popen[str], happened: Callable[[], bool], *, timeout_s: float = 120) -> None:
+def kill_when(process: subprocess.Popen[str], happened: Callable[[], bool], *, timeout_s: float = 900) -> None:
     """SIGKILL as soon as something is seen on disk; the run must not have ended by itself."""
     until = time.monotonic() + timeout_s
     while not happened():
