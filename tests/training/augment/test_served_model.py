@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -20,6 +21,7 @@ from transformers.utils.import_utils import is_serve_available
 
 from drama_models.evaluation import read_run
 from tests.conftest import make_llama
+from tests.training.augment.chat_server import Fault, serving
 from training.augment.llm import ChatClient, ChatRequest, Endpoint, Sampling
 from training.augment.mine import MineRecipe, mine
 from training.augment.rerank import RerankRecipe, rerank
@@ -73,6 +75,25 @@ def test_a_served_model_answers_and_its_answers_are_kept(served: Endpoint, tmp_p
     assert first.answer_tokens == 6
     assert first.prompt_tokens > 6
     assert client.this_run.answered == 1
+
+
+@pytest.mark.slow
+def test_a_faulty_proxy_before_the_served_model_costs_no_answer(served: Endpoint, tmp_path: Path) -> None:
+    faults: list[Fault] = [429, "cut", 500, "garbage", "empty choice", "no choice", "error inside", 503]
+
+    def forward(messages: list[dict[str, str]]) -> str:
+        body = {"model": served.model, "messages": messages, "max_tokens": 4, "temperature": 0.0}
+        answer = httpx2.post(f"{served.url}/chat/completions", json=body, timeout=served.timeout_s)
+        return str(answer.json()["choices"][0]["message"]["content"]) or "?"
+
+    asked = [(number, ChatRequest((("user", f"Number {number}?"),), Sampling())) for number in range(8)]
+    with serving(forward, lambda number, _: faults[number // 2] if number % 2 == 0 and number < 16 else None) as proxy:
+        through = replace(served, url=proxy.url, concurrency=1, first_wait_s=0.01)
+        client = ChatClient(through, tmp_path / "answers")
+        answers = dict(client.ask(asked))
+    assert all(answer is not None for answer in answers.values())
+    assert client.this_run.retried == client.this_run.answered == 8
+    assert client.this_run.failed == 0
 
 
 @pytest.mark.slow
