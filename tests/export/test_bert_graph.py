@@ -26,7 +26,12 @@ NANO = Path("demo/nano")
 def random_bert() -> tuple[BertModel, dict[str, Any]]:
     """Norms and biases are random too: transformers starts them where an error would not show."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 3, "intermediate_size": 80}
+    sizes: dict[str, Any] = {
+        "hidden_size": 48,
+        "num_attention_heads": 6,
+        "num_hidden_layers": 3,
+        "intermediate_size": 80,
+    }
     config = BertConfig(**sizes, vocab_size=300, max_position_embeddings=64, initializer_range=0.2)
     model = BertModel(config, add_pooling_layer=False).eval()
     with torch.no_grad():

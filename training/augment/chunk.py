@@ -30,6 +30,7 @@ END_TOKENS = 2  # BOS and EOS count as tokens of the passage
 SENTENCES_AT_ONCE = 4096
 LONGEST_WORD_CHARACTERS = 200  # what has no space for longer is cut where it stands
 UNSPACED = re.compile("[\u2e80-\ua4cf\uf900-\ufaff\uff00-\uff60]")  # Chinese and Japanese letters and signs
+LONGEST_TOKEN_CHARACTERS = 32  # to some tokenizers a word of any length is one unknown token; it counts as more
 CHARACTERS_PER_TOKEN = 8  # a longer stretch than this for each allowed token is cut before it is tokenised
 
 
@@ -146,10 +147,11 @@ def passages(
 
 
 def token_counts(texts: list[str], tokenizer: Tokenizer) -> list[int]:
-    """Tokens of each text behind a space, as it stands inside a passage, without ends."""
+    """Tokens of each text behind a space, as it stands inside a passage, without ends; one for 32 characters at least."""
+    encodings = tokenizer.encode_batch_fast([f" {text}" for text in texts], add_special_tokens=False)
     return [
-        len(encoding.ids)
-        for encoding in tokenizer.encode_batch_fast([f" {text}" for text in texts], add_special_tokens=False)
+        max(len(encoding.ids), len(text) // LONGEST_TOKEN_CHARACTERS)
+        for text, encoding in zip(texts, encodings, strict=True)
     ]
 
 

@@ -44,6 +44,14 @@ def test_every_passage_fits_and_nothing_is_lost(tokenizer: Tokenizer, max_tokens
     assert len({passage.id for passage in made}) == len(made)
 
 
+def test_what_is_one_unknown_token_is_still_cut() -> None:
+    nano = load_tokenizer(Path("demo/nano"))
+    assert len(nano.encode("x" * 5000, add_special_tokens=False).ids) == 1
+    made = list(passages([SourceDocument("d", "", [Block("x" * 1_000_000)])], nano, min_tokens=1))
+    assert "".join(passage.text for passage in made).replace(" ", "") == "x" * 1_000_000
+    assert max(len(passage.text) for passage in made) <= 256 * 32
+
+
 def test_passages_are_filled_with_whole_sentences(tokenizer: Tokenizer) -> None:
     sentences = [f"Sentence number {number} is here." for number in range(40)]
     made = list(passages([SourceDocument("d", "T", [Block(" ".join(sentences))])], tokenizer, 100))

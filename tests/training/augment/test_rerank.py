@@ -277,9 +277,12 @@ def test_scores_that_are_kept_are_not_computed_again(
     first = scores(cross_encoder, max_length=64)
     assert first[0][1] == first[0][2]
     asked: list[int] = []
-    monkeypatch.setattr(
-        CrossEncoderReranker, "_predicted", lambda _, pairs: asked.append(len(pairs)) or [0.0] * len(pairs)
-    )
+
+    def counting(_: CrossEncoderReranker, pairs: list[tuple[str, str]]) -> list[float]:
+        asked.append(len(pairs))
+        return [0.0] * len(pairs)
+
+    monkeypatch.setattr(CrossEncoderReranker, "_predicted", counting)
     assert scores(cross_encoder, max_length=64) == first
     assert scores(cross_encoder, max_length=32) != first
     assert scores(write_cross_encoder(tmp_path / "other", seed=9), max_length=64) != first
