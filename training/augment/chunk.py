@@ -147,7 +147,7 @@ def passages(
 
 
 def token_counts(texts: list[str], tokenizer: Tokenizer) -> list[int]:
-    """Tokens of each text behind a space, as it stands inside a passage, without ends; one for 32 characters at least."""
+    """Tokens of each text behind a space, as it stands inside a passage, without ends; at least one for 32 letters."""
     encodings = tokenizer.encode_batch_fast([f" {text}" for text in texts], add_special_tokens=False)
     return [
         max(len(encoding.ids), len(text) // LONGEST_TOKEN_CHARACTERS)
