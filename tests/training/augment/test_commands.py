@@ -141,7 +141,13 @@ def test_ctrl_c_is_one_line_and_no_traceback(moment: str, collection_folder: Pat
     words = [f"--{name}={value}" for name, value in settings.items()]
     tells_of_imports = ["-X", "importtime"] if moment == "while modules load" else []
     command = [sys.executable, *tells_of_imports, "-m", "training", "mine", *words, "--k=90", "--workers=2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
+    )
     if moment == "while workers search":
         while not list((tmp_path / ".run.parts").glob("*.run")):
             assert process.poll() is None
