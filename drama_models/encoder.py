@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from drama_models.batching import budget_batches, windows
 from drama_models.errors import DimensionError, ModelFolderError, TextsCutWarning
@@ -247,12 +246,10 @@ class Encoder:
             (rows,) = self._stream([texts], tokenise, size)
             return rows  # a single text: no bar to set up, nothing to join
         given = [texts] if isinstance(texts, str) else texts
-        total = len(given) if isinstance(given, list | tuple) else None
-        pieces = []
-        with tqdm(total=total, desc="encode", unit=" texts", disable=None if show_progress else True) as bar:
-            for piece in self._stream(given, tokenise, size):
-                pieces.append(piece)
-                bar.update(len(piece))
+        stream = self._stream(given, tokenise, size)
+        if show_progress:
+            stream = _with_progress(stream, len(given) if isinstance(given, list | tuple) else None)
+        pieces = list(stream)
         return np.concatenate(pieces) if pieces else np.empty((0, size), dtype=np.float32)
 
     def _stream(self, texts: Iterable[str], tokenise: Tokenisation, dim: int) -> Iterator[NDArray[np.float32]]:
@@ -270,6 +267,16 @@ class Encoder:
             yield vectors
         if cut:
             warnings.warn(TextsCutWarning(cut), stacklevel=2)
+
+
+def _with_progress(pieces: Iterator[NDArray[np.float32]], total: int | None) -> Iterator[NDArray[np.float32]]:
+    """The same pieces, and a bar on a terminal that counts their rows."""
+    from tqdm import tqdm  # takes as long to load as ONNX Runtime
+
+    with tqdm(total=total, desc="encode", unit=" texts", disable=None) as bar:
+        for piece in pieces:
+            yield piece
+            bar.update(len(piece))
 
 
 def _from_anywhere(model: str | Path) -> str:

@@ -19,8 +19,9 @@ from drama_models.model_folder import read_json
 from drama_models.pooling import pool
 from drama_models.profile import Profile
 from drama_models.runtimes.byte_products import quantised_rows
-from drama_models.runtimes.int8 import SAMPLE_TOKENS, Conversion, Int8Report
-from drama_models.runtimes.llama_graph import INT8
+from drama_models.runtimes.graph_names import INT8
+from drama_models.runtimes.int8 import SAMPLE_TOKENS, Int8Report
+from drama_models.runtimes.int8_conversion import Conversion
 from drama_models.runtimes.llama_runtime import LlamaOnnxRuntime, read_llama
 from drama_models.runtimes.onnx_session import chosen_threads, file_session
 from drama_models.runtimes.padding import pad

@@ -24,7 +24,8 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from drama_models.errors import ModelFolderError
-from drama_models.runtimes.llama_graph import INT8, INT8_LIMIT, INT8_ZERO, SCALE, SMALLEST_MAGNITUDE
+from drama_models.runtimes.graph_names import INT8, INT8_LIMIT, INT8_ZERO, SCALE
+from drama_models.runtimes.llama_graph import SMALLEST_MAGNITUDE
 from drama_models.runtimes.llama_shape import LlamaShape
 
 if TYPE_CHECKING:

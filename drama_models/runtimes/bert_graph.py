@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from drama_models.runtimes.bert_shape import EMBEDDING_NORM
-from drama_models.runtimes.packed_graph import BIAS, CONTRIB, EMBEDDED, OUTPUT, WEIGHT, PackedGraph
+from drama_models.runtimes.graph_names import BIAS, EMBEDDED, OUTPUT, WEIGHT
+from drama_models.runtimes.packed_graph import CONTRIB, PackedGraph
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -10,9 +10,9 @@ from drama_models.model_folder import read_json, weight_files
 from drama_models.pooling import pool_rows
 from drama_models.runtimes.bert_graph import BertGraph
 from drama_models.runtimes.bert_shape import KINDS, POSITIONS, WORDS, BertShape, check_bert_weights
+from drama_models.runtimes.graph_names import EMBEDDED, OUTPUT, edges_of
 from drama_models.runtimes.mapped_weights import MappedWeights
 from drama_models.runtimes.onnx_session import chosen_threads, memory_session
-from drama_models.runtimes.packed_graph import EMBEDDED, OUTPUT, edges_of
 from drama_models.runtimes.padding import embed_filled
 
 if TYPE_CHECKING:

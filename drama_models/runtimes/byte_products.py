@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from drama_models.runtimes.llama_graph import INT8, INT8_LIMIT, INT8_ZERO, SCALE
+from drama_models.runtimes.graph_names import INT8, INT8_LIMIT, INT8_ZERO, SCALE
 from drama_models.runtimes.onnx_session import memory_session
 from drama_models.runtimes.packed_graph import CONTRIB, IR_VERSION, OPSET
 

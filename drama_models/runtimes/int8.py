@@ -1,17 +1,10 @@
-"""int8 that can be trusted: calibrated and measured on texts before it is used, and left out where it fails.
+"""int8 that can be trusted: calibrated and measured on texts before it is used, and kept as it was packed.
 
-From a folder's safetensors: the largest inputs of every linear layer on the sample texts, outlier channels moved into
-the weights (`outliers`), weights in eight bits with a scale for each row, and the cosine between the embeddings before
-and after on the same texts. Below the wanted cosine the layers that lose most go back to float32 one after another; if
-half of them do not suffice, the conversion is refused.
-
-Weights are signed bytes where ONNX Runtime multiplies those exactly: on x86 with VNNI, which is more than twice as fast
-with them, and on others. Elsewhere they are unsigned, 128 standing for 0, since x86 without VNNI adds two products with
-signed bytes in 16 bits, which overflow now and then and double the error of a layer. `byte_products` tries which it is.
-
-A conversion takes seconds, so its result is kept in the user's cache and memory-mapped from then on. It is found by
-the files it was made from (path, size, time of change), the sample texts, the version of ONNX Runtime, and the
-processor, since the measured cosine holds only where it was measured.
+A conversion (`int8_conversion`) takes seconds, and packing its weights most of the time of a start, so the packed
+session is kept in the user's cache: a folder with its graph, its weights and a report. The next process maps the
+weights, packs nothing, and needs no package that builds graphs. A conversion is found by the files it was made from
+(path, size, time of change), the sample texts, the version of ONNX Runtime, and the processor, since how weights are
+packed and what cosine was measured hold only where they were.
 """
 
 from __future__ import annotations
@@ -20,41 +13,32 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-
-from drama_models.errors import ModelFolderError, PrecisionError
-from drama_models.folders import atomic_file, cache_folder
+from drama_models.folders import atomic_folder, cache_folder
 from drama_models.hardware import processor_name
 from drama_models.model_folder import weight_files
-from drama_models.runtimes.byte_products import quantised_rows, signed_bytes_are_exact
-from drama_models.runtimes.llama_graph import INT8
 from drama_models.runtimes.llama_runtime import LlamaEncoder, LlamaOnnxRuntime, read_llama
-from drama_models.runtimes.mapped_weights import MappedWeights
-from drama_models.runtimes.onnx_session import chosen_threads
-from drama_models.runtimes.outliers import smoothed
-from drama_models.runtimes.packed_graph import WEIGHT
+from drama_models.runtimes.onnx_session import GRAPH_FILE, WEIGHTS_FILE, chosen_threads, kept_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from drama_models.profile import Profile
     from drama_models.runtimes.llama_shape import LlamaShape
+    from drama_models.runtimes.mapped_weights import MappedWeights
 
-    Tensors = dict[str, NDArray[Any]]
     Tokenise = Callable[[Sequence[str]], list[NDArray[np.int64]]]
 
 logger = logging.getLogger(__name__)
 
 MIN_COSINE = 0.995
-FORMAT = 3  # of the cached file; raise it when the conversion changes
+FORMAT = 3  # of what is kept; raise it when the conversion changes
+REPORT_FILE = "report.json"
 SAMPLE_TOKENS = 256  # of a sample text that are read; longer ones would only make the conversion slower
 
 
@@ -99,147 +83,63 @@ def open_int8(
     """
     count = chosen_threads(threads)
     shape, weights = read_llama(folder)
-    conversion = Conversion(shape, weights, profile, threads=count)
-    tensors: Tensors | MappedWeights | None
-    path = cache_folder() / f"{_key(folder, profile, texts, min_cosine)}.safetensors"
-    tensors, report = _read(path) or (None, None)
-    if tensors is None or report is None:
-        logger.info("converting %s to int8, kept in %s from now on", folder, path)
+    kept = cache_folder() / _key(folder, profile, texts, min_cosine)
+    opened = _open(kept, count)
+    if opened is None:
+        logger.info("converting %s to int8, kept in %s from now on", folder, kept)
         samples = [ids[:SAMPLE_TOKENS] for ids in tokenise(texts) if len(ids)]
-        tensors, report = conversion.convert(samples, min_cosine)
-        _write(path, tensors, report)
-    return LlamaOnnxRuntime(conversion.encoder(tensors), profile.pooling, "int8", count, str(report))
+        encoder, report = _convert(shape, weights, profile, samples, min_cosine, count, kept)
+    else:
+        session, report = opened
+        encoder = LlamaEncoder(shape, weights, session)
+    return LlamaOnnxRuntime(encoder, profile.pooling, "int8", count, str(report))
 
 
-class Conversion:
-    """From the float32 weights of a model to int8 tensors that are good enough.
+def _convert(
+    shape: LlamaShape,
+    weights: MappedWeights,
+    profile: Profile,
+    samples: Sequence[NDArray[np.int64]],
+    min_cosine: float,
+    threads: int,
+    kept: Path,
+) -> tuple[LlamaEncoder, Int8Report]:
+    """Convert, and keep the result; where that is not possible, it is made again next time."""
+    from drama_models.runtimes.int8_conversion import Conversion
 
-    Args:
-        shape: of the model.
-        weights: of the model.
-        profile: attention direction and pooling.
-        threads: of one call.
-        signed: store weights as signed bytes; by default where this machine multiplies them exactly.
-    """
+    conversion = Conversion(shape, weights, profile, threads=threads)
+    tensors, report = conversion.convert(samples, min_cosine)
+    try:
+        with atomic_folder(kept) as partial:
+            conversion.encoder(tensors, keep_in=partial)
+            sizes = {name: (partial / name).stat().st_size for name in (GRAPH_FILE, WEIGHTS_FILE)}
+            (partial / REPORT_FILE).write_text(json.dumps({"bytes": sizes, **asdict(report)}), encoding="utf-8")
+        opened = _open(kept, threads)
+    except Exception as error:  # of the disk, or ONNX Runtime's own, which share no public base class
+        logger.warning("the int8 weights could not be kept in %s (%s); they are made again next time", kept, error)
+        opened = None
+    encoder = LlamaEncoder(shape, weights, opened[0]) if opened else conversion.encoder(tensors)
+    return encoder, report
 
-    def __init__(
-        self,
-        shape: LlamaShape,
-        weights: MappedWeights,
-        profile: Profile,
-        *,
-        threads: int,
-        signed: bool | None = None,
-    ) -> None:
-        self.shape, self.weights, self.profile, self.threads = shape, weights, profile, threads
-        self._signed = signed
 
-    def encoder(self, tensors: Tensors | MappedWeights) -> LlamaEncoder:
-        """An encoder over converted tensors; what is int8 among them runs in int8."""
-        return self._encoder(tensors, [name.removesuffix(INT8) for name in tensors if name.endswith(INT8)])
-
-    def convert(self, samples: Sequence[NDArray[np.int64]], min_cosine: float) -> tuple[Tensors, Int8Report]:
-        """Tensors by the names that the graph asks for, and how good they are.
-
-        Args:
-            samples: token ids of the sample texts.
-            min_cosine: the smallest that is accepted for any of them.
-
-        Raises:
-            PrecisionError: not reached with half of the layers left in float32.
-        """
-        exact, expected = self.evened_out(samples)
-        by_loss: list[int] = []
-        for number in range(self.shape.layers // 2 + 1):
-            if number == 1:  # only now, since it takes a session for every layer
-                by_loss = self._by_loss(exact, samples, expected)
-            kept = by_loss[:number]
-            tensors = self._quantised(exact, set(range(self.shape.layers)) - set(kept))
-            cosines = self._cosines(tensors, samples, expected)
-            if cosines.min() >= min_cosine:
-                report = Int8Report(float(cosines.min()), float(cosines.mean()), len(samples), tuple(sorted(kept)))
-                return tensors, report
-        raise PrecisionError(
-            f"int8 reaches a smallest cosine of {cosines.min():.4f} on {len(samples)} sample texts, with {len(kept)} "
-            f"of {self.shape.layers} layers left in fp32; {min_cosine} is asked for. Use precision='fp32', or pass "
-            "sample_texts that are like what you encode."
-        )
-
-    def evened_out(self, samples: Sequence[NDArray[np.int64]]) -> tuple[Tensors, NDArray[np.float32]]:
-        """The model's own tensors with outlier channels moved into weights, and its embeddings of the samples."""
-        encoder = self._encoder(self.weights, watched=True)
-        expected = np.concatenate([encoder.embed([ids], self.profile.pooling) for ids in samples])
-        peaks = [encoder.peaks([ids]) for ids in samples]
-        largest = {name: np.max([peak[name] for peak in peaks], axis=0) for name in peaks[0]}
-        tensors: Tensors = {"norm.weight": np.array(self.weights["norm.weight"])}
-        for layer in range(self.shape.layers):
-            tensors |= smoothed(self.weights, self.shape, largest, layer)
-        return tensors, expected
-
-    def _by_loss(
-        self, exact: Tensors, samples: Sequence[NDArray[np.int64]], expected: NDArray[np.float32]
-    ) -> list[int]:
-        """Layers, the one that loses most when it alone is in int8 first."""
-        smallest = [
-            float(self._cosines(self._quantised(exact, {layer}), samples, expected).min())
-            for layer in range(self.shape.layers)
-        ]
-        return sorted(range(self.shape.layers), key=lambda layer: smallest[layer])
-
-    def _quantised(self, exact: Tensors, layers: set[int]) -> Tensors:
-        tensors = dict(exact)
-        signed = signed_bytes_are_exact() if self._signed is None else self._signed
-        for name in self.shape.linear_sizes():
-            if int(name.split(".")[1]) in layers:
-                tensors |= quantised_rows(name, tensors.pop(name + WEIGHT), signed=signed)
-        return tensors
-
-    def _cosines(
-        self, tensors: Tensors, samples: Sequence[NDArray[np.int64]], expected: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        encoder = self.encoder(tensors)
-        found = np.concatenate([encoder.embed([ids], self.profile.pooling) for ids in samples])
-        lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-        cosines: NDArray[np.float32] = (found * expected).sum(axis=1) / lengths
-        return cosines
-
-    def _encoder(
-        self, tensors: Tensors | MappedWeights, quantised: Sequence[str] = (), *, watched: bool = False
-    ) -> LlamaEncoder:
-        return LlamaEncoder(
-            self.shape,
-            self.weights,
-            tensors,
-            bidirectional=self.profile.bidirectional,
-            threads=self.threads,
-            quantised=quantised,
-            watched=watched,
-        )
+def _open(kept: Path, threads: int) -> tuple[Any, Int8Report] | None:
+    """A session that was kept, and its report; None where there is none, or one that is not whole."""
+    try:
+        recorded = json.loads((kept / REPORT_FILE).read_text(encoding="utf-8"))
+        sizes = recorded.pop("bytes")
+        if any((kept / name).stat().st_size != size for name, size in sizes.items()):
+            return None
+        return kept_session(kept, threads), Int8Report(**recorded | {"kept": tuple(recorded["kept"])})
+    except Exception:  # of the disk, of a damaged report, or ONNX Runtime's own: it is converted again
+        return None
 
 
 def _key(folder: Path, profile: Profile, texts: Sequence[str], min_cosine: float) -> str:
     """What a conversion depends on, as one name."""
+    import onnxruntime
+
     paths = [path.resolve() for path in (folder / "config.json", folder / "tokenizer.json", *weight_files(folder))]
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    here = [FORMAT, metadata.version("onnxruntime"), processor_name()]
+    here = [FORMAT, onnxruntime.__version__, processor_name()]
     wanted = [profile.pooling, profile.bidirectional, min_cosine, list(texts)]
     return hashlib.sha256(json.dumps([files, here, wanted]).encode()).hexdigest()[:32]
-
-
-def _read(path: Path) -> tuple[MappedWeights, Int8Report] | None:
-    """A finished conversion; None where there is none, or one that cannot be read."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            recorded = json.loads((file.metadata() or {})["report"])
-        return MappedWeights([path]), Int8Report(**recorded | {"kept": tuple(recorded["kept"])})
-    except (OSError, SafetensorError, ModelFolderError, KeyError, ValueError, TypeError):
-        return None
-
-
-def _write(path: Path, tensors: Tensors, report: Int8Report) -> None:
-    """Keep a conversion; where that is not possible, it is made again next time."""
-    try:
-        with atomic_file(path) as partial:
-            save_file(tensors, partial, metadata={"report": json.dumps(asdict(report))})
-    except (OSError, SafetensorError) as error:
-        logger.warning("the int8 weights could not be kept in %s (%s); they are made again next time", path, error)

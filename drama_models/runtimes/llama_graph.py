@@ -16,7 +16,20 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from onnx import TensorProto, helper
 
-from drama_models.runtimes.packed_graph import BIAS, CONTRIB, EMBEDDED, OUTPUT, WEIGHT, PackedGraph
+from drama_models.runtimes.graph_names import (
+    BIAS,
+    COSINES,
+    EMBEDDED,
+    INT8,
+    INT8_LIMIT,
+    INT8_ZERO,
+    OUTPUT,
+    PEAK,
+    SCALE,
+    SINES,
+    WEIGHT,
+)
+from drama_models.runtimes.packed_graph import CONTRIB, PackedGraph
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -25,12 +38,8 @@ if TYPE_CHECKING:
 
     from drama_models.runtimes.llama_shape import LlamaShape
 
-COSINES, SINES = "cosines", "sines"  # (N, d / 2) each, float32
 SMALLEST_MAGNITUDE = 1e-30  # of a token's inputs, so that zeros stay zeros
-INT8_LIMIT = 127
-INT8_ZERO = 128  # stands for 0 in unsigned bytes
 ZEROS = "zeros"  # (N,), uint8: that zero for each token
-INT8, SCALE, PEAK = ".int8", ".scale", ".peak"  # more endings of a linear layer's tensors
 
 
 class Product(NamedTuple):

@@ -13,11 +13,10 @@ import numpy as np
 
 from drama_models.model_folder import check_llama_weights, read_json, weight_files
 from drama_models.pooling import pool_rows
-from drama_models.runtimes.llama_graph import COSINES, INT8, SINES, LlamaGraph
+from drama_models.runtimes.graph_names import BIAS, COSINES, EMBEDDED, INT8, OUTPUT, SINES, edges_of
 from drama_models.runtimes.llama_shape import LlamaShape
 from drama_models.runtimes.mapped_weights import MappedWeights
 from drama_models.runtimes.onnx_session import chosen_threads, memory_session
-from drama_models.runtimes.packed_graph import BIAS, EMBEDDED, OUTPUT, edges_of
 from drama_models.runtimes.padding import embed_filled
 
 if TYPE_CHECKING:
@@ -39,15 +38,25 @@ class LlamaEncoder:
     Args:
         shape: of the model.
         embedding: holds the token embedding.
-        weights: holds everything else, under the names that the graph asks for.
-        bidirectional: whether tokens see later ones.
-        threads: of one call.
-        quantised: linear layers to run in int8.
-        watched: also give each linear layer's largest inputs; see `peaks`.
+        session: of ONNX Runtime over a `LlamaGraph`.
+        peaks: names of the outputs that `peaks` reads, if the graph has them.
+        held: what the session reads in place, and so must live as long as it.
     """
 
     def __init__(
         self,
+        shape: LlamaShape,
+        embedding: MappedWeights,
+        session: Any,
+        peaks: Sequence[str] = (),
+        held: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        self.shape, self.embedding = shape, embedding
+        self._session, self._peaks, self._held = session, peaks, held
+
+    @classmethod
+    def built(
+        cls,
         shape: LlamaShape,
         embedding: MappedWeights,
         weights: Mapping[str, NDArray[Any]],
@@ -56,22 +65,31 @@ class LlamaEncoder:
         threads: int,
         quantised: Collection[str] = (),
         watched: bool = False,
-    ) -> None:
+        keep_in: Path | None = None,
+    ) -> LlamaEncoder:
+        """An encoder whose graph is built now.
+
+        Args:
+            shape: of the model.
+            embedding: holds the token embedding.
+            weights: holds everything else, under the names that the graph asks for.
+            bidirectional: whether tokens see later ones.
+            threads: of one call.
+            quantised: linear layers to run in int8.
+            watched: also give each linear layer's largest inputs; see `peaks`.
+            keep_in: folder to keep the packed session in; see `onnx_session`.
+        """
+        from drama_models.runtimes.llama_graph import LlamaGraph
+
         biases = {name for name in shape.linear_sizes() if name + BIAS in weights}
         signed = any(weights[name + INT8].dtype == np.int8 for name in quantised)
-        settings: dict[str, Any] = {
-            "bidirectional": bidirectional,
-            "quantised": quantised,
-            "signed": signed,
-            "watched": watched,
-        }
-        graph = LlamaGraph(shape, biases, **settings)
+        settings: dict[str, Any] = {"bidirectional": bidirectional, "quantised": quantised, "signed": signed}
+        graph = LlamaGraph(shape, biases, watched=watched, **settings)
         model = graph.model()
-        self.shape, self.embedding = shape, embedding
-        self._weights = {name: weights[name] for name in graph.external}  # the session reads them where they are
+        held = {name: weights[name] for name in graph.external}
         with weights.passing_through() if isinstance(weights, MappedWeights) else nullcontext():
-            self._session = memory_session(model, self._weights, threads)  # packs the large ones in its own way
-        self._peaks = graph.peaks
+            session = memory_session(model, held, threads, keep_in)  # packs the large ones in its own way
+        return cls(shape, embedding, session, graph.peaks, held)
 
     def states(self, texts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Last hidden states of all tokens, text after text: (N, D), float32."""
@@ -134,7 +152,7 @@ class LlamaOnnxRuntime:
         """
         count = chosen_threads(threads)
         shape, weights = read_llama(folder)
-        encoder = LlamaEncoder(shape, weights, weights, bidirectional=profile.bidirectional, threads=count)
+        encoder = LlamaEncoder.built(shape, weights, weights, bidirectional=profile.bidirectional, threads=count)
         return cls(encoder, profile.pooling, "fp32", count)
 
     def embed(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:

@@ -1,4 +1,8 @@
-"""Sessions of ONNX Runtime on the CPU: threads set once, weights handed over without a copy, errors in one sentence."""
+"""Sessions of ONNX Runtime on the CPU: threads set once, weights handed over without a copy, errors in one sentence.
+
+A session packs the weights of its matrix products in an order of its own, which takes most of the time of a start. It
+can keep what it packed, and the next one maps those files and packs nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 THREADS_VARIABLE = "DRAMA_THREADS"
+GRAPH_FILE, WEIGHTS_FILE = "graph.onnx", "weights.bin"
+LEAST_BYTES = 1024  # of a tensor that is kept beside the graph instead of in it
 ERRORS_ONLY = 3
 
 
@@ -47,20 +53,46 @@ def file_session(path: Path, threads: int) -> Any:
         raise ModelFolderError(f"{path} cannot be read as an ONNX graph ({reason}); export it again.") from None
 
 
-def memory_session(model: ModelProto, weights: Mapping[str, NDArray[Any]], threads: int) -> Any:
+def memory_session(
+    model: ModelProto, weights: Mapping[str, NDArray[Any]], threads: int, keep_in: Path | None = None
+) -> Any:
     """A session over a graph built here.
 
     Args:
         model: with external tensors.
         weights: every external tensor by name; not copied, so they must stay as they are while the session lives.
         threads: of one call.
+        keep_in: folder to write the optimised graph and the packed weights to, for `kept_session`.
     """
     import onnxruntime
 
     options = _options(threads)
+    if keep_in is not None:
+        options.optimized_model_filepath = str(keep_in / GRAPH_FILE)
+        for setting, value in (
+            ("optimized_model_external_initializers_file_name", WEIGHTS_FILE),
+            ("optimized_model_external_initializers_min_size_in_bytes", str(LEAST_BYTES)),
+            ("save_external_prepacked_constant_initializers", "1"),
+        ):
+            options.add_session_config_entry(f"session.{setting}", value)
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options.add_external_initializers(list(weights), values)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def kept_session(folder: Path, threads: int) -> Any:
+    """The session that `memory_session` kept in a folder, its weights mapped from there.
+
+    The files must be whole: ONNX Runtime maps them without looking at their size.
+
+    Raises:
+        Exception: ONNX Runtime's own, if it cannot read the graph.
+    """
+    import onnxruntime
+
+    options = _options(threads)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised already
+    return onnxruntime.InferenceSession(str(folder / GRAPH_FILE), options, providers=["CPUExecutionProvider"])
 
 
 def _options(threads: int) -> Any:

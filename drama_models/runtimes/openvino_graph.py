@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drama_models.runtimes.packed_graph import BIAS, WEIGHT
+from drama_models.runtimes.graph_names import BIAS, WEIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

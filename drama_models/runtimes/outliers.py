@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drama_models.runtimes.llama_graph import PEAK
-from drama_models.runtimes.packed_graph import BIAS, WEIGHT
+from drama_models.runtimes.graph_names import BIAS, PEAK, WEIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

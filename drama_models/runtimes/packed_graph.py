@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from drama_models.runtimes.graph_names import COUNT, EMBEDDED, ENDS, OUTPUT, STARTS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -26,11 +28,7 @@ if TYPE_CHECKING:
 
 OPSET, IR_VERSION = 17, 9
 CONTRIB = "com.microsoft"
-EMBEDDED = "embedded"  # (1, N, D), float32
 ALONE = "alone"  # (), bool: whether there is one text
-COUNT, STARTS, ENDS = "count", "starts", "ends"  # (), (B, 1), (B, 1), int64
-OUTPUT = "last_hidden_state"  # (1, N, D), float32
-WEIGHT, BIAS = ".weight", ".bias"  # endings of a layer's tensors
 
 
 class PackedGraph:
@@ -150,9 +148,3 @@ class PackedGraph:
 def _states(name: str) -> ValueInfoProto:
     """A float32 tensor of three dimensions."""
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None, None])
-
-
-def edges_of(lengths: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """The inputs that say where each text of a row starts and ends, from the texts' lengths, (B,)."""
-    ends = np.cumsum(lengths)
-    return {COUNT: np.array(len(lengths)), STARTS: (ends - lengths)[:, None], ENDS: ends[:, None]}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from drama_models import Encoder
 from drama_models.errors import PrecisionError
 from drama_models.model_folder import weight_files
 from drama_models.runtimes.byte_products import quantised_rows, signed_bytes_are_exact
-from drama_models.runtimes.int8 import Conversion
+from drama_models.runtimes.int8_conversion import Conversion
 from drama_models.runtimes.llama_runtime import LlamaEncoder, read_llama
 from drama_models.runtimes.mapped_weights import MappedWeights
 from tests.conftest import TEXTS, make_llama
@@ -63,7 +65,7 @@ def conversion_of(folder: Path, **profile: Any) -> Conversion:
 
 
 def embed(conversion: Conversion, tensors: Any, quantised: list[str]) -> np.ndarray:
-    encoder = LlamaEncoder(
+    encoder = LlamaEncoder.built(
         conversion.shape, conversion.weights, tensors, bidirectional=True, threads=1, quantised=quantised
     )
     return np.concatenate([encoder.embed([ids], "mean") for ids in random_texts()])
@@ -191,11 +193,13 @@ def test_encoder_converts_once_and_says_what_it_measured(moderate: Path, cache: 
     (kept,) = cache.iterdir()
     first = encoder.encode_documents(TEXTS)
     assert (first * exact).sum(axis=1).min() > 0.99
-    written = kept.stat().st_mtime_ns
+    written = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert set(written) == {"graph.onnx", "weights.bin", "report.json"}
     again = Encoder.from_pretrained(moderate, precision="int8", sample_texts=TEXTS[:6])
     np.testing.assert_array_equal(again.encode_documents(TEXTS), first)
-    assert kept.stat().st_mtime_ns == written
-    assert sum(array.nbytes for array in MappedWeights([kept]).values()) < 0.4 * weight_bytes(moderate)
+    assert {path.name: path.stat().st_mtime_ns for path in kept.iterdir()} == written
+    size = (kept / "weights.bin").stat().st_size  # every byte twice: as it was made, and as it was packed
+    assert size < 2 * 0.3 * weight_bytes(moderate)
 
 
 def weight_bytes(folder: Path) -> int:
@@ -207,12 +211,28 @@ def test_a_changed_model_and_a_damaged_cache_are_converted_again(moderate: Path,
     folder = make_llama(tmp_path / "changing", **MODERATE)
     first = Encoder.from_pretrained(folder, precision="int8").encode_documents(TEXTS[:3])
     (kept,) = cache.iterdir()
-    kept.write_bytes(kept.read_bytes()[:-5])
-    np.testing.assert_array_equal(Encoder.from_pretrained(folder, precision="int8").encode_documents(TEXTS[:3]), first)
+    for name in ("graph.onnx", "weights.bin", "report.json"):
+        whole = (kept / name).read_bytes()
+        (kept / name).write_bytes(whole[:-5])
+        again = Encoder.from_pretrained(folder, precision="int8").encode_documents(TEXTS[:3])
+        np.testing.assert_array_equal(again, first)
+        assert (kept / name).stat().st_size == len(whole)  # converted again, not used as it was
     make_llama(folder, seed=1, **MODERATE)
     other = Encoder.from_pretrained(folder, precision="int8").encode_documents(TEXTS[:3])
     assert np.abs(other - first).max() > 0.01
     assert len(list(cache.iterdir())) == 2
+
+
+def test_a_kept_conversion_runs_without_the_package_that_builds_graphs(moderate: Path) -> None:
+    expected = Encoder.from_pretrained(moderate, precision="int8").encode_documents(TEXTS[:3])
+    program = (
+        "import sys; sys.modules['onnx'] = None\n"
+        "from drama_models import Encoder\n"
+        f"encoder = Encoder.from_pretrained({str(moderate)!r}, precision='int8')\n"
+        f"print(encoder.encode_documents({TEXTS[:3]!r}).tobytes().hex())\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert bytes.fromhex(result.stdout.strip()) == expected.tobytes()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
