@@ -8,13 +8,12 @@ between title and text.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from drama_models.errors import ModelFolderError
-from drama_models.model_folder import find_model_folder, read_json
+from drama_models.model_folder import find_model_folder, read_json, read_json_value
 
 if TYPE_CHECKING:
     from drama_models.pooling import Pooling
@@ -92,15 +91,29 @@ def read_modules(folder: Path) -> dict[str, str]:
     """Module path to class name, from modules.json; empty where the folder has none.
 
     Raises:
-        ModelFolderError: the file is not a list of modules.
+        ModelFolderError: the file is not a list of modules, or names a part outside the folder.
     """
     path = folder / MODULES
     if not path.is_file():
         return {}
     try:
-        return {entry["path"]: entry["type"] for entry in json.loads(path.read_text(encoding="utf-8"))}
-    except (json.JSONDecodeError, KeyError, TypeError):
+        modules = {_part(path, entry["path"]): _part(path, entry["type"]) for entry in read_json_value(path)}
+    except (KeyError, TypeError):
         raise ModelFolderError(f"{path} is not a list of modules; fetch the folder again.") from None
+    return modules
+
+
+def _part(source: Path, name: str) -> str:
+    """A module's class, or the path of its part, which must lie in the model's folder.
+
+    Raises:
+        ModelFolderError: it leads out of the folder.
+        TypeError: it is no text.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise ModelFolderError(f"{source} names a part outside the folder ({name!r}); it is no model folder to trust.")
+    return name
 
 
 def _pair(name: str) -> tuple[str, str] | None:
@@ -128,7 +141,7 @@ def _route(folder: Path, router: str, name: str, after: list[str]) -> EncoderLay
     path = folder / router / ROUTER
     config: dict[str, Any] = read_json(path)
     try:
-        route = {folder / router / part: str(config["types"][part]) for part in config["structure"][name]}
+        route = {folder / router / _part(path, part): str(config["types"][part]) for part in config["structure"][name]}
     except (KeyError, TypeError):
         raise ModelFolderError(f"{path} has no route {name!r}; a retriever needs `query` and `document`.") from None
     return _layout(folder, route | {folder / f"after {number}": kind for number, kind in enumerate(after)})

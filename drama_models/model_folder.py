@@ -13,6 +13,7 @@ from typing import Any
 
 from drama_models.errors import ModelFolderError
 from drama_models.integrity import known_sha256
+from drama_models.setting_kinds import check_kinds, check_llama_settings
 
 FETCHED = ("*.json", "*.safetensors", "onnx/*", "tokenizer*", "*vocab.txt")  # * also matches subfolders
 REFUSED = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
@@ -56,30 +57,44 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder.
 
     Raises:
-        ModelFolderError: missing file, invalid JSON, or another kind of value.
+        ModelFolderError: missing or unreadable file, invalid JSON, another kind of value, or a known setting of the
+            wrong kind.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelFolderError(f"{path} is missing; the folder is not a complete model, fetch it again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelFolderError(f"{path} is not valid JSON ({error}); fetch the folder again.") from None
+    value = read_json_value(path)
     if not isinstance(value, dict):
-        raise ModelFolderError(f"{path} must hold a JSON object, found {type(value).__name__}.")
+        raise ModelFolderError(f"{path} must hold a JSON object, found {type(value).__name__}; fetch the folder again.")
+    check_kinds(path, value)
     return value
 
 
+def read_json_value(path: Path) -> Any:
+    """Any JSON value from a model folder.
+
+    Raises:
+        ModelFolderError: missing or unreadable file, or invalid JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelFolderError(f"{path} is missing; the folder is not a complete model, fetch it again.") from None
+    except OSError as error:
+        raise ModelFolderError(f"{path} cannot be read ({error.strerror}); check it and its permissions.") from None
+    except (ValueError, RecursionError) as error:  # a number of a thousand digits, a thousand brackets
+        raise ModelFolderError(f"{path} is not valid JSON ({error}); fetch the folder again.") from None
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, in shard order.
+    """The safetensors files of a folder, in shard order; a single file goes before shards, as in transformers.
 
     Raises:
         ModelFolderError: there are none (saying so if there are pickles), or a shard is missing.
     """
-    if (folder / INDEX).is_file():
-        shards = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-        files = [folder / Path(shard).name for shard in shards]
-    else:
-        files = [folder / WEIGHTS]
+    files = [folder / WEIGHTS]
+    if not files[0].is_file() and (folder / INDEX).is_file():
+        shards = (read_json(folder / INDEX).get("weight_map") or {}).values()
+        files = [folder / Path(shard).name for shard in sorted(filter(None, set(shards)))]
+        if not files:
+            raise ModelFolderError(f"{folder / INDEX} names no file in its weight_map; fetch the folder again.")
     for path in files:
         if not path.is_file():
             pickles = [other.name for other in folder.iterdir() if other.suffix in PICKLES]
@@ -113,40 +128,72 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes from the header of a safetensors file, its size checked against them.
 
     Raises:
-        ModelFolderError: not a safetensors file, or truncated.
+        ModelFolderError: not a safetensors file, truncated, or tensors that overlap or leave room between them.
     """
+    header, first = _safetensors_header(path)
+    reached = 0
+    for name, (_, begin, end) in sorted(header.items(), key=lambda entry: entry[1][1:]):
+        if begin != reached:
+            raise ModelFolderError(f"{path} has a damaged safetensors header at {name!r}; fetch it again.")
+        reached = end
     size = path.stat().st_size
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-        if not 2 <= header_bytes <= min(size - 8, MAX_HEADER_BYTES):
-            raise ModelFolderError(f"{path} is not a safetensors file, or is truncated; fetch it again.")
-        try:
-            header = json.loads(file.read(header_bytes))
-            header.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ModelFolderError(f"{path} has a damaged safetensors header; fetch it again.") from None
-    if 8 + header_bytes + end != size:
+    if first + reached != size:
         raise ModelFolderError(
-            f"{path} has {size:,} bytes where its header announces {8 + header_bytes + end:,}; fetch it again."
+            f"{path} has {size:,} bytes where its header announces {first + reached:,}; fetch it again."
         )
-    return shapes
+    return {name: shape for name, (shape, _, _) in header.items()}
+
+
+def _safetensors_header(path: Path) -> tuple[dict[str, tuple[tuple[int, ...], int, int]], int]:
+    """Shape, first byte and end of each tensor, counted from the byte that the second value gives."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            if not 2 <= header_bytes <= min(size - 8, MAX_HEADER_BYTES):
+                raise ModelFolderError(f"{path} is not a safetensors file, or is truncated; fetch it again.")
+            header = json.loads(file.read(header_bytes))
+        header.pop("__metadata__", None)
+        return {name: _placed(entry) for name, entry in header.items()}, 8 + header_bytes
+    except OSError as error:
+        raise ModelFolderError(f"{path} cannot be read ({error.strerror}); check it and its permissions.") from None
+    except ModelFolderError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ModelFolderError(f"{path} has a damaged safetensors header; fetch it again.") from None
+
+
+def _placed(entry: Any) -> tuple[tuple[int, ...], int, int]:
+    """Shape, first byte and end of one tensor.
+
+    Raises:
+        ValueError, KeyError, TypeError: something else is there.
+    """
+    (begin, end), shape, kind = entry["data_offsets"], entry["shape"], entry["dtype"]
+    numbers = [begin, end, *shape]
+    if not isinstance(kind, str) or any(type(number) is not int or number < 0 for number in numbers) or end < begin:
+        raise ValueError(entry)
+    return tuple(shape), begin, end
 
 
 def check_llama_weights(folder: Path, config: dict[str, Any]) -> None:
     """Compare every tensor a Llama of this configuration needs with what the files announce.
 
     Raises:
-        ModelFolderError: a tensor is missing or has another shape; the message names tensor and file.
+        ModelFolderError: a size is missing in the configuration, or a tensor is missing or has another shape; the
+            message names the file.
     """
+    check_llama_settings(folder / "config.json", config)
     shapes, home = {}, {}
     for path in weight_files(folder):
         for name, shape in tensor_shapes(path).items():
             shapes[name.removeprefix("model.")], home[name.removeprefix("model.")] = shape, path
     for name, wanted in llama_tensor_shapes(config).items():
         if name not in shapes:
-            raise ModelFolderError(f"{folder} has no tensor {name!r}; use weights and config.json of one model.")
+            files = ", ".join(sorted({path.name for path in home.values()}) or [WEIGHTS])
+            raise ModelFolderError(
+                f"{folder} has no tensor {name!r} in {files}; use weights and config.json of one model."
+            )
         if shapes[name] != wanted:
             raise ModelFolderError(
                 f"{home[name]}: tensor {name!r} has shape {shapes[name]} where config.json asks for {wanted}; "

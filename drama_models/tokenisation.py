@@ -111,7 +111,9 @@ def load_tokenizer(folder: Path, *, set_ends: bool) -> Tokenizer:
     settings = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     try:
         tokenizer = _word_pieces(path, settings) if path.suffix == ".txt" else Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises bare Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the Rust library raises bare Exception, and its panics are no Exception at all
         raise ModelFolderError(f"{path} is not a tokenizer file ({error}); fetch it again.") from None
     if set_ends:
         keys = ["eos_token"] if settings.get("add_bos_token") is False else ["bos_token", "eos_token"]
@@ -147,7 +149,9 @@ def end_token(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], key:
         number = number[0] if isinstance(number, list) else number
         token = tokenizer.id_to_token(number) if isinstance(number, int) else None
     if not isinstance(token, str) or tokenizer.token_to_id(token) is None:
-        raise ModelFolderError(f"{folder} has no {key} that its tokenizer.json knows; fetch the folder again.")
+        raise ModelFolderError(
+            f"{folder / CONFIG} names no {key} that tokenizer.json knows ({token!r}); fetch the folder again."
+        )
     return token
 
 
