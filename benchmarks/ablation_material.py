@@ -111,7 +111,7 @@ def make_material(material: Material, backbone: Path, dense_recipe: TrainRecipe)
         Collection.write(material.train_collection, collection.records(), queries, {"train": qrels})
     if not material.random_backbone.is_dir():
         torch.manual_seed(0)
-        with atomic_folder(material.random_backbone) as partial:
+        with atomic_folder(material.random_backbone, scratch=True) as partial:
             AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone)).save_pretrained(partial)
             AutoTokenizer.from_pretrained(backbone).save_pretrained(partial)
     if not material.unscored.is_file():

@@ -36,7 +36,7 @@ def write_source_text(out: Path) -> dict[str, int]:
     """
     written = dict.fromkeys(DOMAINS, 0)
     seen: set[bytes] = set()
-    with atomic_folder(out) as partial:
+    with atomic_folder(out, scratch=True) as partial:
         for domain in DOMAINS:
             (partial / domain).mkdir()
         for module, path, public_name in source_files():

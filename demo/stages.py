@@ -81,7 +81,7 @@ def make_backbone(out: Path) -> None:
 def make_train_data(out: Path) -> None:
     """Training examples from the documents, with BM25 hard negatives."""
     recipe = load_recipe(TrainRecipe, RECIPES / "train.yaml")
-    with atomic_folder(out) as partial:
+    with atomic_folder(out, scratch=True) as partial:
         counts = write_training_data(out.parent / "collection", partial, count=TRAIN_EXAMPLES, seed=recipe.seed)
     print(json.dumps(counts))  # noqa: T201
 
@@ -93,7 +93,7 @@ def make_retriever(out: Path) -> None:
 
 def make_untrained(out: Path) -> None:
     """The backbone as an encoder that has seen no training example."""
-    with atomic_folder(out) as partial:
+    with atomic_folder(out, scratch=True) as partial:
         write_start_folder(out.parent / "backbone", partial / "model", bidirectional=True)
 
 
@@ -102,7 +102,7 @@ def make_random_backbone(out: Path) -> None:
     backbone = out.parent / "backbone"
     recipe = load_recipe(TrainRecipe, RECIPES / "train.yaml")
     torch.manual_seed(recipe.seed)
-    with atomic_folder(out) as partial:
+    with atomic_folder(out, scratch=True) as partial:
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone)).save_pretrained(partial)
         AutoTokenizer.from_pretrained(backbone).save_pretrained(partial)
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from drama_models.errors import TrainingError
-from drama_models.folders import atomic_file
+from drama_models.folders import atomic_file, check_replaceable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,7 +89,9 @@ def begin(out: Path, recipe: Any) -> None:
 
     Raises:
         TrainingError: the checkpoints there belong to a run with other settings.
+        OutputError: at `out` is something that this project did not make.
     """
+    check_replaceable(out)
     folder = checkpoint_folder(out)
     settings: dict[str, Any] = json.loads(json.dumps(asdict(recipe), default=str))
     if last_checkpoint(out) is None:

@@ -17,10 +17,12 @@ from drama_models.bm25 import BM25
 from drama_models.bm25 import FOLDER as BM25_FOLDER
 from drama_models.bulk import encode_shards, read_manifest, read_shards
 from drama_models.collection import Collection
+from drama_models.console import disk_trouble, say
 from drama_models.encoder import Encoder
 from drama_models.errors import CollectionError, DramaError, IndexFolderError, IndexKindError
 from drama_models.evaluation import evaluate as evaluate_run
 from drama_models.evaluation import write_run
+from drama_models.folders import check_replaceable
 from drama_models.index import Index, ModelIdentity
 from drama_models.index_folder import IDS as INDEX_IDS
 from drama_models.index_kinds import KINDS, chosen_kind
@@ -68,6 +70,7 @@ def encode(options: argparse.Namespace) -> Answer:
 def index(options: argparse.Namespace) -> Answer:
     """A collection, the vectors that `drama encode` made, or another index, to an index of some kind."""
     out, vectors = options.out, options.source
+    check_replaceable(out)
     kind = chosen_kind(options.kind, dict(map(_setting, options.set)))
     if options.bm25 and options.model is None:
         raise CollectionError(f"--bm25 reads texts, and {vectors} has none; index a collection, with --model.")
@@ -161,10 +164,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DramaError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except (OSError, RuntimeError) as error:
+        sentence = disk_trouble(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)  # noqa: T201
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)  # noqa: T201
         return 130
-    print(json.dumps(answer.value, ensure_ascii=False) if options.json else answer.text)  # noqa: T201
+    say(json.dumps(answer.value, ensure_ascii=False) if options.json else answer.text)
     return 0
 
 
@@ -182,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
             "--precision", choices=get_args(Precision), default="auto", help="that it computes in; default: auto, fp32"
         )
         added.add_argument("--device", help="for torch, such as cuda; default: a GPU if there is one")
-        added.add_argument("--max-length", type=int, help="tokens kept of each text; default: the model's limit")
+        added.add_argument("--max-length", type=_positive, help="tokens kept of each text; default: the model's limit")
         added.add_argument("--document-model", help="its document encoder, where that is a folder of its own")
         added.add_argument(
             "--no-verify",
@@ -216,14 +225,14 @@ def _parser() -> argparse.ArgumentParser:
     searching = command(search)
     searching.add_argument("index", type=Path, help="folder made by `drama index`")
     searching.add_argument("query", help="the question")
-    searching.add_argument("-k", "--k", type=int, default=10, help="hits to show; default: 10")
+    searching.add_argument("-k", "--k", type=_positive, default=10, help="hits to show; default: 10")
     searching.add_argument("--model", help="model folder or hub name; default: the one the index was built with")
     evaluating = command(evaluate)
     evaluating.add_argument("model", help="model folder or hub name")
     evaluating.add_argument("collection", type=Path, nargs="?", help="BEIR folder")
     evaluating.add_argument("--mteb", nargs="+", metavar="TASK", help="tasks of mteb instead, by name, or BEIR folders")
     evaluating.add_argument("--split", default="test", help="judgements to use; default: test")
-    evaluating.add_argument("-k", "--k", type=int, default=HITS, help=f"hits for each query; default: {HITS}")
+    evaluating.add_argument("-k", "--k", type=_positive, default=HITS, help=f"hits for each query; default: {HITS}")
     evaluating.add_argument("--drop-identical-ids", action="store_true", help="as ArguAna and Quora need it")
     evaluating.add_argument("--run", type=Path, help="write the ranking to this TREC run file")
     for added in (searching, evaluating):

@@ -9,6 +9,8 @@
     ├── TextError (TypeError)                   something that is not text was passed to be encoded
     ├── PromptError (ValueError)                a task, instruction or example that the model has no format for
     ├── DimensionError (ValueError)             an embedding size that the model does not have
+    ├── LengthError (ValueError)                a number of tokens that leaves no room for a text
+    ├── OutputError (OSError)                   a folder or file that cannot be written, or is something else
     ├── CollectionError (ValueError)            a collection, run or example file is malformed
     ├── IndexFolderError (ValueError)           an index folder is damaged, or belongs to another model
     ├── IndexKindError (ValueError)             a kind of index that there is not, or that does not suit the vectors
@@ -64,6 +66,14 @@ class PromptError(DramaError, ValueError):
 
 class DimensionError(DramaError, ValueError):
     """An embedding size that the model does not have."""
+
+
+class LengthError(DramaError, ValueError):
+    """A number of tokens to keep that leaves no room for a text."""
+
+
+class OutputError(DramaError, OSError):
+    """What was to be written cannot be: the place is taken, not writable, or full."""
 
 
 class CollectionError(DramaError, ValueError):

@@ -17,24 +17,35 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from drama_models.errors import OutputError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HASH_BLOCK_BYTES = 1 << 20
 CACHE_VARIABLE = "DRAMA_CACHE"
+MARKS = ("provenance.json", "manifest.json", "corpus.jsonl", "examples.jsonl", "bm25.json")
+"""Files of which every folder that a user lets us make holds one."""
 
 
 @contextmanager
-def atomic_folder(target: str | Path) -> Iterator[Path]:
+def atomic_folder(target: str | Path, *, scratch: bool = False) -> Iterator[Path]:
     """Fill a folder under a temporary name and put it in place of `target` when the block ends without an error.
 
     Args:
-        target: folder to make or to replace as a whole.
+        target: folder to make or to replace as a whole; what a link leads to, where it is one.
+        scratch: the name is our own, so that whatever it holds may go.
 
     Yields:
         An empty folder beside `target` to write into.
+
+    Raises:
+        OutputError: there is a file, or a folder that this project did not make and that holds something.
     """
     target = Path(target)
+    target = target.resolve() if target.is_symlink() else target
+    if not scratch:
+        check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(target)
     partial = _sibling(target, "partial")
@@ -108,6 +119,25 @@ def inside(folder: str | Path, name: str) -> Path:
     if not path.is_relative_to(root):
         raise ValueError(f"{name!r} leads out of {folder}; use a name inside that folder.")
     return path
+
+
+def check_replaceable(target: Path) -> None:
+    """Refuse to take the place of what somebody else keeps there.
+
+    Raises:
+        OutputError: a file, or a folder that holds something and none of `MARKS`.
+    """
+    try:
+        empty = not any(target.iterdir())
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise OutputError(f"{target} is a file where a folder is to be made; choose another name.") from None
+    if not empty and target.exists() and not any((target / mark).exists() for mark in MARKS):
+        raise OutputError(
+            f"{target} holds files that were not made here, and would be replaced as a whole; choose another name, or "
+            "remove it first."
+        )
 
 
 def _sibling(target: Path, kind: str, process: int | None = None) -> Path:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_h
 import yaml
 from safetensors import SafetensorError
 
+from drama_models.console import disk_trouble, say
 from drama_models.errors import DramaError, RecipeError
-from drama_models.folders import disk_is_full
 from drama_models.progress import hide_loading_bars
 
 if TYPE_CHECKING:
@@ -85,39 +85,20 @@ def run_command(
         hide_loading_bars()
         made = commands[arguments[0]][0](list(arguments[1:]))
         if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun one speaks
-            _say(made)
+            say(made)
     except DramaError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except (OSError, RuntimeError, SafetensorError) as error:
-        said = _said_of_files(error)
-        if said is None:
+        sentence = disk_trouble(error)
+        if sentence is None:
             raise
-        print(f"error: {said}", file=sys.stderr)  # noqa: T201
+        print(f"error: {sentence}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on at its last checkpoint", file=sys.stderr)  # noqa: T201
         return 130
     return 0
-
-
-def _said_of_files(error: Exception) -> str | None:
-    """A sentence for what the disk, a path or its rights refuse; None where it is none of these."""
-    if disk_is_full(error):
-        room = "there is no room left on the disk; what was finished is kept. Make room and give the same command again"
-        return f"{room} ({error})."
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        path = error.filename2 or error.filename
-        return f"{path}: {error.strerror}; check that the path is the one you mean, and that its rights allow this."
-    return None
-
-
-def _say(text: str) -> None:
-    """Print; whoever reads may have seen enough, as in `| head`."""
-    try:
-        print(text, flush=True)  # noqa: T201
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes once more as it ends
 
 
 def load_recipe(recipe_class: type[Recipe], path: str | Path, **overrides: object) -> Recipe:

@@ -157,7 +157,7 @@ def _write_starts(recipe: TrainRecipe) -> None:
     work = checkpoints.checkpoint_folder(recipe.out)
     for backbone, name in ((recipe.backbone, "start"), (recipe.document_backbone, "document_start")):
         if backbone is not None and not (work / name).is_dir():
-            with atomic_folder(work / name) as partial:
+            with atomic_folder(work / name, scratch=True) as partial:
                 write_start_folder(backbone, partial, bidirectional=recipe.encoder.bidirectional)
                 if recipe.in_context:
                     add_special_tokens(partial, recipe.in_context.tags.tokens, seed=recipe.seed)

@@ -58,7 +58,7 @@ def write_start(
     }
     state = kept_weights(load_file(teacher / WEIGHTS), rows_of(tokenizer, entries), layers, max_length)
     state = {name: state[name] for name in BertShape.from_config(config).weight_shapes()}
-    with atomic_folder(out) as partial:
+    with atomic_folder(out, scratch=True) as partial:
         save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         trimmed_tokenizer(tokenizer, entries).save(str(partial / "tokenizer.json"))

@@ -15,6 +15,7 @@ from drama_models import Collection, Encoder, Index, evaluate
 from drama_models.bulk import read_shards
 from drama_models.cli import main
 from drama_models.evaluation import read_run
+from drama_models.folders import sha256_of_folder
 from drama_models.index_kinds import HNSW
 
 
@@ -156,6 +157,56 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(
     assert message in printed.err
     assert "Traceback" not in printed.err
     assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_a_full_disk_is_one_sentence_and_the_old_index_stands(
+    my_index: Path, release_folder: Path, collection_folder: Path, tmp_path: Path
+) -> None:
+    index = shutil.copytree(my_index, tmp_path / "my.index")
+    before = sha256_of_folder(index)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000)); "
+    code = f"{limit}from drama_models.cli import main; raise SystemExit(main())"
+    for words in (["index", collection_folder, index, "--model", release_folder, "--dim", "16"],
+                  ["encode", release_folder, collection_folder, tmp_path / "vectors"]):  # fmt: skip
+        command = [sys.executable, "-c", code, *map(str, words)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 2, result.stderr
+        assert "error: there is no room left on the disk" in result.stderr
+        assert "Traceback" not in result.stderr
+    assert sha256_of_folder(index) == before
+    assert [path.name for path in (tmp_path / "vectors").iterdir()] == ["job.json"]
+    assert run("encode", release_folder, collection_folder, tmp_path / "vectors").returncode == 0
+
+
+def test_places_that_cannot_be_written_are_named(
+    release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear", encoding="utf-8")
+    words = ["index", str(collection_folder), "", "--model", str(release_folder)]
+    for place, message in (("file/index", "file"), ("file", "is a file where a folder"), ("mine", "not made here")):
+        words[2] = str(tmp_path / place)
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
+    words = ["encode", str(release_folder), str(collection_folder), str(tmp_path / "file")]
+    assert main(words) == 2
+    assert f"{tmp_path / 'file'} cannot be used" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "mine"}
+    assert (tmp_path / "mine" / "letter").read_text(encoding="utf-8") == "dear"
+
+
+@pytest.mark.parametrize("words", [["-k", "0"], ["-k", "-3"], ["-k", "x"], ["--max-length", "0"]])
+def test_numbers_that_are_none_give_the_usage(words: list[str]) -> None:
+    result = run("search", "my.index", "x", *words)
+    assert result.returncode == 2
+    assert "must be a whole number above 0" in result.stderr
+
+
+def test_who_reads_may_have_seen_enough(my_index: Path) -> None:
+    command = f"{sys.executable} -m drama_models.cli search {my_index} x -k 96 --json | head -c 1"
+    result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr, result.returncode) == ("[", "", 0)
 
 
 def test_wrong_words_give_the_usage() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from drama_models.errors import OutputError
 from drama_models.folders import atomic_file, atomic_folder, inside, sha256_of_file, sha256_of_folder
 from drama_models.progress import ProgressLog, format_seconds
 from drama_models.provenance import chain, read_provenance, write_provenance
@@ -21,14 +22,14 @@ from drama_models.provenance import chain, read_provenance, write_provenance
 
 def test_a_folder_appears_only_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "made"
-    with atomic_folder(target) as partial:
+    with atomic_folder(target, scratch=True) as partial:
         (partial / "file").write_text("one", encoding="utf-8")
         assert not target.exists()
-    with pytest.raises(RuntimeError, match="interrupted"), atomic_folder(target) as partial:
+    with pytest.raises(RuntimeError, match="interrupted"), atomic_folder(target, scratch=True) as partial:
         (partial / "file").write_text("two", encoding="utf-8")
         raise RuntimeError("interrupted")
     assert (target / "file").read_text(encoding="utf-8") == "one"
-    with atomic_folder(target) as partial:
+    with atomic_folder(target, scratch=True) as partial:
         (partial / "other").write_text("three", encoding="utf-8")
     assert [path.name for path in target.iterdir()] == ["other"]
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
@@ -50,10 +51,10 @@ if kind == "between":  # the old folder is out of the way, the new one not yet i
         if not to.exists():
             time.sleep(600)
         return rename(path, to)
-with folders.atomic_folder(target) as partial:
+with folders.atomic_folder(target, scratch=True) as partial:
     (partial / "one").write_text("half", encoding="utf-8")
     if kind == "nested":
-        with folders.atomic_folder(partial):
+        with folders.atomic_folder(partial, scratch=True):
             time.sleep(600)
     if kind == "folder":
         time.sleep(600)
@@ -78,7 +79,7 @@ def writer(target: Path, kind: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def write(target: Path, kind: str) -> None:
-    with atomic_file(target) if kind == "file" else atomic_folder(target) as partial:
+    with atomic_file(target) if kind == "file" else atomic_folder(target, scratch=True) as partial:
         (partial if kind == "file" else partial / "two").write_text("whole", encoding="utf-8")
 
 
@@ -100,13 +101,32 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_what_a_living_one_
     assert {path.name for path in tmp_path.iterdir()} == {target.name, "made", foreign.name}
 
 
+def test_what_somebody_else_keeps_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "mine"
+    target.mkdir()
+    with atomic_folder(target) as partial:  # empty, so nothing is lost
+        (partial / "provenance.json").write_text("{}", encoding="utf-8")
+    with atomic_folder(target) as partial:
+        (partial / "letter").write_text("dear", encoding="utf-8")
+    with pytest.raises(OutputError, match="holds files that were not made here"), atomic_folder(target):
+        pass
+    with pytest.raises(OutputError, match="is a file where a folder"), atomic_folder(target / "letter"):
+        pass
+    assert (target / "letter").read_text(encoding="utf-8") == "dear"
+    (tmp_path / "link").symlink_to(target)
+    with atomic_folder(tmp_path / "link", scratch=True) as partial:
+        (partial / "new").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in target.iterdir()] == ["new"]
+
+
 def test_a_folder_that_a_killed_writer_had_set_aside_is_put_back(tmp_path: Path) -> None:
     target = tmp_path / "made"
     write(target, "folder")
     with writer(target, "between"):
         pass
     assert not target.exists()
-    with pytest.raises(RuntimeError, match="no success"), atomic_folder(target):
+    with pytest.raises(RuntimeError, match="no success"), atomic_folder(target, scratch=True):
         raise RuntimeError("no success")
     assert [path.name for path in target.iterdir()] == ["two"]
     assert {path.name for path in tmp_path.iterdir()} == {"made", "half"}
@@ -117,7 +137,7 @@ def test_processes_that_write_the_same_folder_leave_one_of_theirs_whole(tmp_path
 import sys
 from drama_models.folders import atomic_folder
 for number in range(100):
-    with atomic_folder(sys.argv[1]) as partial:
+    with atomic_folder(sys.argv[1], scratch=True) as partial:
         for name in ("a", "b"):
             (partial / name).write_text(f"{sys.argv[2]} {number}", encoding="utf-8")
 """
