@@ -81,6 +81,8 @@ class BM25:
             path = folder / Path(name).name
             if not path.is_file() or sha256_of_file(path) != expected:
                 raise IndexFolderError(f"{path} is not the file that was written; make it anew with `drama index`.")
+        if IDS not in hashes:
+            raise IndexFolderError(f"{folder / MANIFEST} names no {IDS}; make it anew with `drama index`.")
         loaded = cls.__new__(cls)
         loaded._set_up(np.array(json.loads((folder / IDS).read_text(encoding="utf-8")), dtype=object), language)
         loaded._retriever = _bm25s().BM25.load(folder, mmap=True, allow_pickle=False, load_corpus=False)

@@ -1,6 +1,6 @@
 """Encoding a whole corpus to shards on disk, in constant memory, resumable after a kill at the first missing shard.
 
-OUT/job.json              what the vectors depend on: model, dim, shard size, precision stored and computed in
+OUT/job.json              what the vectors depend on: model, dim, length, shard size, precision stored and computed in
 OUT/ranges.npy            for eight bits, of the first documents; see `drama_models.quantisation`
 OUT/00000.npy             vectors of the first documents, (shard size, dim), float32, or codes of another precision
 OUT/00000.json            their ids, and a hash of the texts they were made from; written after the vectors
@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-import time
 import warnings
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
@@ -22,13 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from tqdm import tqdm
 
 from drama_models.batching import windows
+from drama_models.bulk_progress import EncodingProgress, one_warning_about_cut_texts
 from drama_models.errors import CollectionError, TextsCutWarning
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.index import ModelIdentity
-from drama_models.progress import format_seconds
 from drama_models.quantisation import EIGHT_BITS, dequantise, quantise, value_ranges
 
 if TYPE_CHECKING:
@@ -41,10 +37,10 @@ if TYPE_CHECKING:
     from drama_models.ray_workers import Engine
 
 JOB, MANIFEST, RANGES = "job.json", "manifest.json", "ranges.npy"
-JOB_DEFAULTS = {"precision": "float32", "computing_precision": "fp32"}
+JOB_DEFAULTS = {"precision": "float32", "computing_precision": "fp32", "max_length": None}
+KEPT = {"kept": True}  # marks a shard that was there already; not written
 SHARD_DOCUMENTS = 8192
 RANGES_DOCUMENTS = 2048  # that the ranges of eight bits are taken from
-LINE_EVERY_S = 10.0  # where there is no terminal for a bar
 
 
 def encode_shards(
@@ -79,7 +75,8 @@ def encode_shards(
         The manifest: model, dim, count, and the shards with their hashes.
 
     Raises:
-        CollectionError: `out` holds vectors of another model, size, precision or shard size.
+        CollectionError: `out` holds vectors of another model, size, length, precision or shard size, or a shard of it
+            is damaged.
         MissingExtraError: Ray is not installed.
         ClusterError: its cluster is not there, or a worker keeps dying.
     """
@@ -87,7 +84,11 @@ def encode_shards(
     out.mkdir(parents=True, exist_ok=True)
     identity = model or ModelIdentity.of(encoder)
     job = {"model": asdict(identity), "dim": encoder.dim, "shard_documents": shard_documents}
-    asked = {"precision": precision, "computing_precision": encoder.document_encoder.runtime.precision}
+    documents_by = encoder.document_encoder
+    asked = {"precision": precision, "computing_precision": documents_by.runtime.precision}
+    asked["max_length"] = (
+        None if documents_by.max_length == documents_by.profile.max_length else documents_by.max_length
+    )
     job |= {name: value for name, value in asked.items() if value != JOB_DEFAULTS[name]}
     _check_job(out, job)
     batches = windows(documents, shard_documents)
@@ -102,7 +103,7 @@ def encode_shards(
     else:
         made = ((number, shard_of(encoder, number, batch)) for number, batch in enumerate(batches))
     found: dict[int, dict[str, Any]] = {}
-    with _Progress(total, shown=show_progress) as progress, _one_warning_about_cut_texts():
+    with EncodingProgress(total, shown=show_progress) as progress, one_warning_about_cut_texts():
         for number, shard in made:
             progress.count(shard["count"], encoded=not shard.pop("kept", False))
             found[number] = shard
@@ -125,12 +126,17 @@ def read_shards(folder: str | Path) -> Iterator[tuple[list[str], NDArray[np.floa
         vectors, ids = folder / f"{number:05}.npy", folder / f"{number:05}.json"
         if not vectors.is_file() or sha256_of_file(vectors) != shard["sha256"]:
             raise CollectionError(f"{vectors} is not the file that was written; run `drama encode` again.")
+        keys = (_read_json(ids) or {}).get("ids")
+        if not isinstance(keys, list) or shard.get("ids_sha256", _hash_of_ids(keys)) != _hash_of_ids(keys):
+            raise CollectionError(f"{ids} is not the file that was written; run `drama encode` again.")
         if precision in EIGHT_BITS and ranges is None:
             ranges = _checked_ranges(folder, shard["ranges_sha256"])
         stored = np.load(vectors, mmap_mode="r", allow_pickle=False)
         if precision != "float32":
             stored = dequantise(stored, precision, dim=manifest["dim"], ranges=ranges)
-        yield json.loads(ids.read_text(encoding="utf-8"))["ids"], stored
+        if len(keys) != len(stored):
+            raise CollectionError(f"{ids} names {len(keys)} documents of {len(stored)}; run `drama encode` again.")
+        yield keys, stored
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -142,7 +148,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise CollectionError(f"{folder} is not a finished folder of vectors; run `drama encode` (again) to finish it.")
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    manifest = _read_json(path) or {}
+    model, shards = manifest.get("model"), manifest.get("shards")
+    named = isinstance(model, dict) and set(model) == {"name", "fingerprint"}
+    listed = isinstance(shards, list) and all(isinstance(shard, dict) and "sha256" in shard for shard in shards)
+    if not named or not listed or not isinstance(manifest.get("dim"), int):
+        raise CollectionError(f"{path} is damaged, or not that of a folder of vectors; run `drama encode` again.")
     return manifest
 
 
@@ -166,13 +177,14 @@ def _kept_shard(
     ids, vectors = out / f"{number:05}.json", out / f"{number:05}.npy"
     if not ids.is_file() or not vectors.is_file():
         return None
-    known = json.loads(ids.read_text(encoding="utf-8"))
+    known, keys = _read_json(ids) or {}, [key for key, _ in batch]
     same_ranges = known.get("ranges_sha256") == _hash_of_ranges(ranges).get("ranges_sha256")
-    if not same_ranges or known["source_sha256"] != _hash_of_documents(batch):
+    if not same_ranges or known.get("source_sha256") != _hash_of_documents(batch) or known.get("ids") != keys:
         return None
-    if sha256_of_file(vectors) != known["sha256"]:
+    found = sha256_of_file(vectors)
+    if found != known.get("sha256"):
         return None
-    return {"count": len(batch), "sha256": known["sha256"], **_hash_of_ranges(ranges), "kept": True}
+    return {"count": len(batch), "sha256": found, "ids_sha256": _hash_of_ids(keys)} | _hash_of_ranges(ranges) | KEPT
 
 
 def _encode_shard(
@@ -188,8 +200,9 @@ def _encode_shard(
     with atomic_file(vectors) as partial, partial.open("wb") as file:
         np.save(file, quantise(encoded, precision, ranges), allow_pickle=False)
     hashes = {"sha256": sha256_of_file(vectors), **_hash_of_ranges(ranges)}
-    _write_json(ids, {"ids": [key for key, _ in batch], "source_sha256": _hash_of_documents(batch), **hashes})
-    return {"count": len(batch), **hashes}
+    keys = [key for key, _ in batch]
+    _write_json(ids, {"ids": keys, "source_sha256": _hash_of_documents(batch), **hashes})
+    return {"count": len(batch), "sha256": hashes["sha256"], "ids_sha256": _hash_of_ids(keys)} | _hash_of_ranges(ranges)
 
 
 def _ranges(encoder: Encoder, batch: list[tuple[str, str]], out: Path) -> NDArray[np.float32]:
@@ -220,67 +233,34 @@ def _hash_of_ranges(ranges: NDArray[np.float32] | None) -> dict[str, str]:
     return {} if ranges is None else {"ranges_sha256": hashlib.sha256(ranges.tobytes()).hexdigest()}
 
 
-class _Progress:
-    """A bar on a terminal, a line every ten seconds elsewhere; the time left counts what was encoded, not kept."""
-
-    def __init__(self, total: int | None, *, shown: bool) -> None:
-        self.total, self.done, self.encoded = total, 0, 0
-        self._bar = tqdm(total=total, desc="encode", unit=" documents", disable=None if shown else True)
-        self._lines = shown and not sys.stderr.isatty()
-        self._began_s = self._said_s = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def count(self, documents: int, *, encoded: bool) -> None:
-        """Another shard is there."""
-        self._bar.update(documents)
-        self.done += documents
-        if not encoded:
-            self._began_s, self.encoded = time.monotonic(), 0
-            return
-        self.encoded += documents
-        if self._lines and time.monotonic() - self._said_s >= LINE_EVERY_S:
-            self._said_s = time.monotonic()
-            print(self._line(), file=sys.stderr, flush=True)  # noqa: T201
-
-    def _line(self) -> str:
-        rate = self.encoded / max(time.monotonic() - self._began_s, 1e-9)
-        words = f"encode {self.done:,} documents | {rate:,.0f} documents/s"
-        if self.total is None:
-            return words
-        return f"{words} | {format_seconds((self.total - self.done) / rate)} left"
-
-
-@contextmanager
-def _one_warning_about_cut_texts() -> Iterator[None]:
-    """One warning for the whole corpus instead of one for each shard."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", TextsCutWarning)
-        yield
-    others = [entry for entry in caught if not isinstance(entry.message, TextsCutWarning)]
-    for entry in others:
-        warnings.warn_explicit(entry.message, entry.category, entry.filename, entry.lineno)
-    cut = sum(entry.message.count for entry in caught if isinstance(entry.message, TextsCutWarning))
-    if cut:
-        warnings.warn(TextsCutWarning(cut), stacklevel=4)
-
-
 def _check_job(out: Path, job: dict[str, Any]) -> None:
     path = out / JOB
     if not path.is_file():
         _write_json(path, job)
         return
-    known, job = JOB_DEFAULTS | json.loads(path.read_text(encoding="utf-8")), JOB_DEFAULTS | job
+    stored = _read_json(path)
+    if stored is None:
+        raise CollectionError(f"{path} is damaged; choose another folder, or remove this one.")
+    known, job = JOB_DEFAULTS | stored, JOB_DEFAULTS | job
     differing = [key for key in job if known.get(key) != job[key]]
     if differing:
         raise CollectionError(
             f"{out} holds vectors with another {differing[0]} ({known.get(differing[0])}, not {job[differing[0]]}); "
             "choose another folder, or remove this one."
         )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping that a file holds; None where there is no such file or it holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _hash_of_ids(keys: list[str]) -> str:
+    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()
 
 
 def _hash_of_documents(batch: list[tuple[str, str]]) -> str:

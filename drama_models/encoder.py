@@ -6,19 +6,20 @@ import hashlib
 import warnings
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from drama_models.arguments import checked_choice, checked_dim, checked_limit, checked_samples, checked_texts
 from drama_models.batching import budget_batches, windows
-from drama_models.errors import DimensionError, ModelFolderError, TextsCutWarning
+from drama_models.errors import ModelFolderError, TextsCutWarning
 from drama_models.integrity import check_settings, check_weights
 from drama_models.layout import find_folders, find_layouts
 from drama_models.model_folder import ONNX_GRAPH, fingerprint
 from drama_models.pooling import finish
 from drama_models.profile import Profile
 from drama_models.prompts import InContextPrompter, choose_examples, choose_prompt, examples_prefix
-from drama_models.runtimes.choice import load_runtime, reads_graph_file
+from drama_models.runtimes.choice import Precision, RuntimeName, load_runtime, reads_graph_file
 from drama_models.tokenisation import TextTokenizer, checked_text, load_tokenizer
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from drama_models.layout import EncoderLayout
     from drama_models.prompts import InContextExample
     from drama_models.runtimes import Runtime
-    from drama_models.runtimes.choice import Precision, RuntimeName
 
     Tokenisation = Callable[[list[str]], tuple[list[NDArray[np.int64]], int]]
     """Texts to their token ids, and the number of texts that were cut."""
@@ -104,12 +104,17 @@ class Encoder:
         Raises:
             ModelFolderError: the folder is incomplete, damaged, or cannot be found.
             AttentionDirectionError: its attention direction cannot be honoured.
-            DimensionError: `dim` is below 1 or above the hidden size.
+            DimensionError: `dim` is no whole number, below 1 or above the hidden size.
+            LengthError: `max_length` leaves no room for a text.
             MissingExtraError: the runtime's packages are not installed.
-            DeviceError: the runtime does not have this device or precision.
+            DeviceError: no such runtime or precision, or the runtime does not have this device or precision.
             PrecisionError: int8 would lose too much on this model.
+            TextError: a sample text is not text.
             ValueError: `threads` or `batch_tokens` is below 1.
         """
+        checked_choice("runtime", runtime, get_args(RuntimeName))
+        checked_choice("precision", precision, get_args(Precision))
+        sample_texts = checked_samples(sample_texts)
         folders = find_folders(model, document_model, revision)
         if verify:
             check_settings(*folders)
@@ -144,7 +149,7 @@ class Encoder:
     ) -> Encoder:
         folder, profile = layout.backbone, Profile.of(layout)
         checked_dim(dim, profile)
-        tokenizer = TextTokenizer(folder, profile, max_length or profile.max_length)
+        tokenizer = TextTokenizer(folder, profile, checked_limit(max_length, profile))
 
         def sample_ids(texts: Sequence[str]) -> list[NDArray[np.int64]]:
             ids, _ = tokenizer.encode(texts, profile.document_prompt)
@@ -205,6 +210,11 @@ class Encoder:
         size = self.dim if dim is None else checked_dim(dim, self.profile)
         return self.document_encoder._stream(documents, self.document_encoder._document_tokenisation(), size)
 
+    @property
+    def max_length(self) -> int:
+        """Tokens kept of each text, its ends included."""
+        return self._tokenizer.max_length
+
     def fingerprint(self) -> str:
         """SHA-256 of configuration, tokenizer and weights, of both encoders where there are two.
 
@@ -245,7 +255,7 @@ class Encoder:
         if isinstance(texts, str) and not show_progress:
             (rows,) = self._stream([texts], tokenise, size)
             return rows  # a single text: no bar to set up, nothing to join
-        given = [texts] if isinstance(texts, str) else texts
+        given = checked_texts(texts)
         stream = self._stream(given, tokenise, size)
         if show_progress:
             stream = _with_progress(stream, len(given) if isinstance(given, list | tuple) else None)
@@ -286,19 +296,3 @@ def _from_anywhere(model: str | Path) -> str:
 
 def _cannot_load_again(folder: Path) -> Encoder:
     raise ModelFolderError(f"The encoder of {folder} was not made with Encoder.from_pretrained; load it with that.")
-
-
-def checked_dim(dim: int | None, profile: Profile) -> int:
-    """A usable embedding size; None stands for the full one.
-
-    Raises:
-        DimensionError: below 1 or above the hidden size. A size that was not trained only warns.
-    """
-    if dim is None:
-        return profile.hidden_size
-    trained = ", ".join(map(str, profile.dims)) or f"{profile.hidden_size} (the folder names no smaller ones)"
-    if not 1 <= dim <= profile.hidden_size:
-        raise DimensionError(f"dim={dim} must be between 1 and {profile.hidden_size}; trained sizes: {trained}.")
-    if profile.dims and dim not in profile.dims:
-        warnings.warn(f"dim={dim} was not trained; quality may drop. Trained sizes: {trained}.", stacklevel=3)
-    return dim

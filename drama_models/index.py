@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drama_models.errors import IndexFolderError, IndexKindError
+from drama_models.errors import DimensionError, IndexFolderError, IndexKindError
 from drama_models.index_build import build_store
 from drama_models.index_folder import IndexFiles, read_index, write_index
 from drama_models.index_kinds import chosen_kind, tuned
 from drama_models.index_rows import NONE, Rows
+from drama_models.surrogates import storable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -61,6 +62,7 @@ class Index:
 
     Raises:
         IndexKindError: no such kind or setting.
+        DimensionError: `dim` is no whole number above 0.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class Index:
         kind: str | Kind = "flat",
         **settings: Any,
     ) -> None:
+        if not isinstance(dim, int) or dim < 1:
+            raise DimensionError(f"dim={dim!r} must be a whole number above 0, the size of the vectors.")
         self.dim, self.model, self.collection = dim, model, collection
         self.kind: Kind = chosen_kind(kind, settings)
         self._keys: list[str | None] = []  # document id of each row, None for a removed one
@@ -102,12 +106,16 @@ class Index:
                 copied before the index is searched or saved, and by `flat` not at all.
 
         Raises:
-            ValueError: another number or size of vectors, a vector that is not finite, or an id that is there already.
+            ValueError: another number or size of vectors, a vector that is not finite, or an id that is there already
+                or is no text.
 
         A `UserWarning` says when eight bits do not reach: too many numbers beyond those of the first documents.
         """
-        if vectors.shape != (len(ids), self.dim):
-            raise ValueError(f"Expected vectors of shape {(len(ids), self.dim)}, found {vectors.shape}.")
+        unusable = [key for key in ids if not _is_storable(key)]
+        if unusable:
+            raise ValueError(f"Document id {unusable[0]!r} must be text, without half of a character in it.")
+        if np.shape(vectors) != (len(ids), self.dim):
+            raise ValueError(f"Expected vectors of shape {(len(ids), self.dim)}, found {np.shape(vectors)}.")
         if not np.isfinite(vectors).all():
             row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
             raise ValueError(f"The vector of document {ids[row]!r} is not finite; encode it again.")
@@ -134,7 +142,7 @@ class Index:
         Raises:
             KeyError: one that is not there; then none is removed.
         """
-        leaving = list(ids)
+        leaving = [ids] if isinstance(ids, str) else list(ids)
         absent = [key for key in leaving if key not in self._positions]
         if absent or len(set(leaving)) != len(leaving):
             raise KeyError(f"Document {(absent or [_first_repeated(leaving)])[0]!r} is not in the index, or no longer.")
@@ -167,13 +175,13 @@ class Index:
             ValueError: queries of another size, or `k` below 1.
             IndexKindError: too few documents for a kind that learns from them.
         """
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise ValueError(f"Expected queries of shape (n, {self.dim}), found {queries.shape}.")
-        if k < 1:
-            raise ValueError(f"k={k} must be at least 1.")
-        if not len(self) or not len(queries):
-            return [[] for _ in queries]
         contiguous = np.ascontiguousarray(queries, dtype=np.float32)
+        if np.shape(queries) != (len(contiguous), self.dim):
+            raise ValueError(f"Expected queries of shape (n, {self.dim}), found {np.shape(queries)}.")
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise ValueError(f"k={k} must be a whole number of at least 1.")
+        if not len(self) or not len(contiguous):
+            return [[] for _ in contiguous]
         scores, rows = self._built().search(contiguous, min(k, len(self)), self._alive())
         return [
             [(str(self._keys[row]), float(score)) for row, score in zip(*hits, strict=True) if row != NONE]
@@ -278,6 +286,11 @@ def _check_ranges(vectors: NDArray[np.float32], ranges: NDArray[np.float32] | No
             "documents before its first search or save; build it again over all of them.",
             stacklevel=3,
         )
+
+
+def _is_storable(key: object) -> bool:
+    """Whether an id can be written to a file as it is."""
+    return isinstance(key, str) and (key.isascii() or storable(key) == key)
 
 
 def _first_repeated(ids: Sequence[str]) -> str:

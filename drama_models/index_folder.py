@@ -16,7 +16,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from drama_models.errors import IndexFolderError
 from drama_models.folders import atomic_folder, sha256_of_file
@@ -94,33 +94,52 @@ def read_index(folder: str | Path, *, verify: bool = True) -> IndexFiles:
         unchecked = not verify and name.startswith(ROWS)
         if not path.is_file() or not (unchecked or sha256_of_file(path) == expected):
             raise IndexFolderError(f"{path} is not the file that was written; rebuild the index with `drama index`.")
-    keys = json.loads((folder / IDS).read_text(encoding="utf-8"))
     try:
+        keys = _checked_keys(json.loads((folder / IDS).read_text(encoding="utf-8")))
         kind = chosen_kind(manifest["kind"], manifest.get("settings"))
         old = manifest["format"] == FLAT_FORMAT
         store = _old_flat_store(kind, manifest["dim"], folder) if old else read_store(kind, manifest["dim"], folder)
         fits = len(store) == len(keys) == manifest["count" if old else "rows"]
-    except (ValueError, KeyError, TypeError, RuntimeError):
+        model, collection = _checked_model(manifest["model"]), manifest["collection"]
+    except (ValueError, KeyError, TypeError, RuntimeError, RecursionError, OSError, EOFError):
         fits = False
-    if not fits:
+    if not fits or not isinstance(collection, str | None):
         raise IndexFolderError(f"{folder} does not fit its manifest; rebuild the index with `drama index`.")
-    return IndexFiles(
-        dim=manifest["dim"],
-        kind=kind,
-        keys=keys,
-        store=store,
-        model=manifest["model"],
-        collection=manifest["collection"],
-    )
+    return IndexFiles(dim=manifest["dim"], kind=kind, keys=keys, store=store, model=model, collection=collection)
+
+
+def _checked_keys(keys: Any) -> list[str | None]:
+    """Ids of rows, each once, None for a removed one.
+
+    Raises:
+        ValueError: something else.
+    """
+    texts = [key for key in keys if key is not None] if isinstance(keys, list) else [None]
+    if not all(isinstance(key, str) for key in texts) or len(set(texts)) != len(texts):
+        raise ValueError("The ids are no list of texts that are all different.")
+    return cast("list[str | None]", keys)
+
+
+def _checked_model(model: Any) -> dict[str, str] | None:
+    """Name and fingerprint of a model, or None.
+
+    Raises:
+        ValueError: something else.
+    """
+    if model is None:
+        return None
+    if not isinstance(model, dict) or set(model) != {"name", "fingerprint"}:
+        raise ValueError("The model has no name and fingerprint.")
+    return {key: str(value) for key, value in model.items()}
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = manifest["format"] in (FORMAT, FLAT_FORMAT)
+        known = type(manifest["format"]) is int and manifest["format"] in (FORMAT, FLAT_FORMAT)
         named = IDS in manifest["sha256"] and all(FILE_NAMES.fullmatch(name) for name in manifest["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise IndexFolderError(f"{folder} is not an index; build one with `drama index`.") from None
     if not known:
         raise IndexFolderError(

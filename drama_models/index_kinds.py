@@ -20,6 +20,7 @@ from drama_models.errors import IndexKindError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+MOST = (1 << 31) - 1  # what faiss counts to
 StoredPrecision = Literal["float32", "uint8", "none"]
 
 
@@ -169,14 +170,17 @@ def _whole(name: str, value: object) -> int | None:
     if value is None:
         return None
     try:
-        return int(value)  # type: ignore[call-overload]  # text from the command line, or a number
-    except (TypeError, ValueError):
+        number = int(value)  # type: ignore[call-overload]  # text from the command line, or a number
+    except (TypeError, ValueError, OverflowError):
         raise IndexKindError(f"{name}={value!r} must be a whole number.") from None
+    if isinstance(value, bool) or (not isinstance(value, str) and number != value):
+        raise IndexKindError(f"{name}={value!r} must be a whole number.")
+    return number
 
 
 def _check_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise IndexKindError(f"{name}={value} must be at least {least}.")
+    if not least <= value <= MOST:
+        raise IndexKindError(f"{name}={value} must be at least {least}, and no more than {MOST:,}.")
 
 
 def _check_precision(value: str) -> None:

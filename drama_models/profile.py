@@ -29,6 +29,9 @@ INSTRUCTED_MAX_LENGTH = 512  # of bge-en-icl and bge-multilingual-gemma2, whose 
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # names that sentence-transformers tries, in this order
 EXAMPLES = "examples.json"
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3", "gpt2", "gpt_neox")
+LEARNED_POSITIONS = (
+    "albert", "bert", "camembert", "distilbert", "electra", "gpt2", "mpnet", "roberta", "xlm-roberta"
+)  # fmt: skip
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # their positions start behind the padding's number
 POOLINGS: dict[str, Pooling] = {
     "mean": "mean",
@@ -70,6 +73,8 @@ class Profile:
     """Solved examples of a task, by the name of its prompt; put before its queries unless others are given."""
     title_separator: str = " "
     """Between title and text of a document."""
+    most_tokens: int | None = None
+    """Longest text that there are position embeddings for; None where positions are computed, as rotary ones are."""
     default_task: str = "query"
     """Name of the prompt that queries get where none is asked for."""
 
@@ -112,6 +117,7 @@ class Profile:
             prompts=prompts,
             examples=_examples(layout.root / EXAMPLES, instruct),
             title_separator=stored.get("title_separator", layout.title_separator),
+            most_tokens=_positions(config) if config.get("model_type") in LEARNED_POSITIONS else None,
             default_task=default_task,
         )
 
@@ -188,11 +194,16 @@ def _family_limit(*, drama: bool, instructed: bool) -> int | None:
     return DRAMA_MAX_LENGTH if drama else INSTRUCTED_MAX_LENGTH if instructed else None
 
 
-def _max_length(folder: Path, config: dict[str, Any], *, limit: int | None) -> int:
-    positions = config.get("max_position_embeddings")
+def _positions(config: dict[str, Any]) -> int | None:
+    """Longest text that a config.json announces positions for."""
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
     if positions and config.get("model_type") in OFFSET_POSITIONS:
         positions -= config.get("pad_token_id", 1) + 1
-    limits = [positions, limit]
+    return positions
+
+
+def _max_length(folder: Path, config: dict[str, Any], *, limit: int | None) -> int:
+    limits = [_positions(config), limit]
     limits.append(_optional(folder / "sentence_bert_config.json").get("max_seq_length"))
     limits.append(_optional(folder / "tokenizer_config.json").get("model_max_length"))
     return int(min(limit for limit in (*limits, 1 << 20) if limit))

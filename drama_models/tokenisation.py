@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from drama_models.errors import ModelFolderError, TextError
+from drama_models.errors import LengthError, ModelFolderError, TextError
 from drama_models.model_folder import read_json, tokenizer_file
 from drama_models.surrogates import storable
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from drama_models.profile import Profile
 
 
+LONGEST = 1 << 30  # tokens
 CONFIG = "tokenizer_config.json"
 LIKELY_CHARACTERS = 6  # of a token: a start of so many for each kept token nearly always holds them all
 
@@ -36,10 +38,12 @@ class TextTokenizer:
 
     Raises:
         ModelFolderError: the tokenizer file is missing or damaged, or has no BOS or EOS where they are needed.
+        LengthError: no whole number of tokens, or one that leaves no room between the ends.
     """
 
     def __init__(self, folder: Path, profile: Profile, max_length: int) -> None:
         self._tokenizer = load_tokenizer(folder, set_ends=profile.set_ends)
+        max_length = checked_length(max_length, self._tokenizer.num_special_tokens_to_add(is_pair=False))
         self._tokenizer.enable_truncation(max_length)
         self.max_length = max_length
         vocabulary = self._tokenizer.get_vocab()
@@ -164,6 +168,33 @@ def _is_settled(start: Encoding) -> bool:
 
 def _last_word(encoding: Encoding) -> int:
     return max((word for word in encoding.word_ids if word is not None), default=-1)
+
+
+def checked_length(max_length: int, ends: int) -> int:
+    """Tokens to keep of each text.
+
+    Args:
+        max_length: as it was asked for.
+        ends: tokens that are put around every text; with no more than these the tokenizer would cut nothing.
+
+    Raises:
+        LengthError: no whole number, or one that leaves no room for a token of the text.
+    """
+    length = whole_number(max_length)
+    if length is None or not ends < length <= LONGEST:
+        raise LengthError(
+            f"max_length={max_length!r} must be a whole number above {ends}, the tokens that are put around every "
+            f"text, and at most {LONGEST}; leave it out for the model's own limit."
+        )
+    return length
+
+
+def whole_number(value: object) -> int | None:
+    """A whole number of any kind but a truth value as an int, else None."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def checked_text(value: object, position: int) -> str:

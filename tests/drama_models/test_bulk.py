@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -160,7 +161,7 @@ def test_ranges_of_other_documents_make_every_shard_anew(encoder: Encoder, tmp_p
 def test_without_a_terminal_lines_say_how_long_is_left(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("drama_models.bulk.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("drama_models.bulk_progress.LINE_EVERY_S", 0.0)
     encode_shards(encoder, DOCUMENTS, tmp_path, shard_documents=40, total=len(DOCUMENTS), show_progress=True)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" | ")[0] for line in lines] == [f"encode {done} documents" for done in (40, 80, 96)]
@@ -184,3 +185,39 @@ def test_a_worker_refuses_a_folder_that_has_changed(release_folder: Path, tmp_pa
     config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     with pytest.raises(ModelFolderError, match="is not the model that the other machines have"):
         make_worker(partial(Encoder.from_pretrained, folder, verify=False), fingerprint, lambda *_: {})
+
+
+def test_another_maximum_length_is_another_job(encoder: Encoder, release_folder: Path, tmp_path: Path) -> None:
+    encode_shards(encoder, DOCUMENTS, tmp_path)
+    assert "max_length" not in json.loads((tmp_path / "job.json").read_text(encoding="utf-8"))
+    shorter = Encoder.from_pretrained(release_folder, max_length=5)
+    with pytest.raises(CollectionError, match=r"another max_length \(None, not 5\)"):
+        encode_shards(shorter, DOCUMENTS, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("name", ["job.json", "manifest.json", "00000.json"])
+def test_damaged_json_is_named_when_read_and_mended_when_encoded(
+    encoder: Encoder, tmp_path: Path, name: str, content: bytes
+) -> None:
+    encode_shards(encoder, DOCUMENTS, tmp_path)
+    before = sha256_of_folder(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    if name == "job.json":
+        with pytest.raises(CollectionError, match=r"job\.json is damaged"):
+            encode_shards(encoder, DOCUMENTS, tmp_path)
+        return
+    with pytest.raises(CollectionError, match=name):
+        list(read_shards(tmp_path))
+    encode_shards(encoder, DOCUMENTS, tmp_path)
+    assert sha256_of_folder(tmp_path) == before
+
+
+def test_an_id_that_was_changed_on_disk_is_found(encoder: Encoder, tmp_path: Path) -> None:
+    encode_shards(encoder, DOCUMENTS, tmp_path)
+    before, path = sha256_of_folder(tmp_path), tmp_path / "00000.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"d1"', '"d_"'), encoding="utf-8")
+    with pytest.raises(CollectionError, match=r"00000\.json is not the file that was written"):
+        list(read_shards(tmp_path))
+    encode_shards(encoder, DOCUMENTS, tmp_path)
+    assert sha256_of_folder(tmp_path) == before

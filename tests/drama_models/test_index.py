@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from drama_models import Encoder, Index, Retriever
-from drama_models.errors import IndexFolderError
+from drama_models.errors import DimensionError, IndexFolderError, IndexKindError
+from drama_models.folders import sha256_of_file
 from drama_models.index import ModelIdentity
 from tests.conftest import TEXTS
 
@@ -133,3 +134,66 @@ def test_an_index_refuses_another_model_or_size(release_folder: Path, retriever_
     with pytest.raises(IndexFolderError, match=r"dim 48\); this encoder is .*dim 16"):
         Retriever(Encoder.from_pretrained(release_folder, dim=16), index)
     assert Retriever(encoder, Index(48)).search("anything") == []
+
+
+def test_ids_that_no_file_can_hold_and_sizes_that_are_none_are_refused(index: Index) -> None:
+    for key in (1, None, b"x", "\ud800"):
+        with pytest.raises(ValueError, match="must be text, without half of a character"):
+            index.add([key], unit_vectors(1, 16))  # type: ignore[list-item]
+    for dim in (0, -1, 1.5, "x"):
+        with pytest.raises(DimensionError, match="whole number above 0"):
+            Index(dim)  # type: ignore[arg-type]
+    for k in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="whole number of at least 1"):
+            index.search(unit_vectors(1, 16), k=k)  # type: ignore[arg-type]
+    index.remove("d7")  # one id, not its letters
+    assert len(index) == 199
+    with pytest.raises(KeyError, match="'d7' is not in the index"):
+        index.remove(["d3", "d7"])
+    assert len(index) == 199
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("model", 3), ("model", {"name": "x"}), ("collection", 3), ("dim", "16"), ("dim", 17), ("rows", 3),
+        ("kind", []), ("settings", {"links": 3}), ("settings", 3), ("format", True), ("format", "2"), ("sha256", []),
+    ],
+)  # fmt: skip
+def test_any_other_value_in_a_manifest_is_one_sentence(
+    index: Index, tmp_path: Path, setting: str, value: object
+) -> None:
+    index.save(tmp_path / "my.index")
+    path = tmp_path / "my.index" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(manifest | {setting: value}), encoding="utf-8")
+    with pytest.raises((IndexFolderError, IndexKindError), match=r"my\.index"):
+        Index.load(tmp_path / "my.index")
+    del manifest[setting]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    if setting != "settings":  # which have defaults
+        with pytest.raises(IndexFolderError, match=r"my\.index"):
+            Index.load(tmp_path / "my.index")
+
+
+@pytest.mark.parametrize("ids", [["d0"] * 200, [3] * 200, [["d0"]] * 200, {"d0": 1}, None])
+def test_ids_on_disk_that_are_no_ids_are_refused(index: Index, tmp_path: Path, ids: object) -> None:
+    index.save(tmp_path / "my.index")
+    path = tmp_path / "my.index" / "manifest.json"
+    (tmp_path / "my.index" / "ids.json").write_text(json.dumps(ids), encoding="utf-8")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["sha256"]["ids.json"] = sha256_of_file(tmp_path / "my.index" / "ids.json")  # whoever made it lied well
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(IndexFolderError, match="does not fit its manifest"):
+        Index.load(tmp_path / "my.index")
+
+
+def test_equal_texts_are_all_found(release_folder: Path) -> None:
+    encoder = Encoder.from_pretrained(release_folder)
+    index = Index(48, ModelIdentity.of(encoder))
+    index.add([f"d{number}" for number in range(6)], encoder.encode_documents(["the same", "other"] * 3))
+    hits = Retriever(encoder, index).search("the same", k=6)
+    assert {key for key, _ in hits} == set(index.ids)
+    for group in (hits[:3], hits[3:]):
+        assert len({int(key[1:]) % 2 for key, _ in group}) == 1
+        np.testing.assert_allclose([score for _, score in group], group[0][1], atol=1e-6)
