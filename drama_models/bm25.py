@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drama_models.arrays import check_arrays
 from drama_models.errors import IndexFolderError, MissingExtraError
 from drama_models.folders import atomic_folder, sha256_of_file
 
@@ -58,6 +59,7 @@ class BM25:
         """Write it to a folder, complete or not at all."""
         with atomic_folder(folder) as partial:
             self._retriever.save(partial, corpus=None, show_progress=False, allow_pickle=False)
+            check_arrays(partial)
             (partial / IDS).write_text(json.dumps(self.ids.tolist(), ensure_ascii=False), encoding="utf-8")
             hashes = {path.name: sha256_of_file(path) for path in sorted(partial.iterdir())}
             manifest = {"format": 1, "language": self.language, "sha256": hashes}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from drama_models.arrays import write_array
 from drama_models.batching import windows
 from drama_models.bulk_progress import EncodingProgress, one_warning_about_cut_texts
 from drama_models.errors import CollectionError, TextsCutWarning
@@ -197,8 +198,8 @@ def _encode_shard(
 ) -> dict[str, Any]:
     ids, vectors = out / f"{number:05}.json", out / f"{number:05}.npy"
     encoded = encoder.encode_documents([content for _, content in batch])
-    with atomic_file(vectors) as partial, partial.open("wb") as file:
-        np.save(file, quantise(encoded, precision, ranges), allow_pickle=False)
+    with atomic_file(vectors) as partial:
+        write_array(partial, quantise(encoded, precision, ranges))
     hashes = {"sha256": sha256_of_file(vectors), **_hash_of_ranges(ranges)}
     keys = [key for key, _ in batch]
     _write_json(ids, {"ids": keys, "source_sha256": _hash_of_documents(batch), **hashes})
@@ -216,8 +217,8 @@ def _ranges(encoder: Encoder, batch: list[tuple[str, str]], out: Path) -> NDArra
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextsCutWarning)  # these documents are encoded again, and counted then
         found = value_ranges(encoder.encode_documents([content for _, content in batch[:RANGES_DOCUMENTS]]))
-    with atomic_file(out / RANGES) as partial, partial.open("wb") as file:
-        np.save(file, found, allow_pickle=False)
+    with atomic_file(out / RANGES) as partial:
+        write_array(partial, found)
     return found
 
 

@@ -105,7 +105,8 @@ def disk_is_full(error: Exception) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     text = str(error)
     codes = (f"(os error {code})" for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-    return any(code in text for code in codes) or "PytorchStreamWriter failed" in text or "unexpected pos" in text
+    words = ("PytorchStreamWriter failed", "unexpected pos", " requested and ")  # of torch twice, and of NumPy
+    return any(code in text for code in (*codes, *words))
 
 
 def inside(folder: str | Path, name: str) -> Path:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from drama_models.arrays import write_array
 from drama_models.index_rows import NONE, Rows, best, padded
 from drama_models.quantisation import columns, dequantise, quantise
 
@@ -63,7 +64,7 @@ class RescoringRows:
         """Write the living rows and the ranges."""
         self.rows.write(folder, alive)
         if self.ranges is not None:
-            np.save(folder / RANGES, self.ranges, allow_pickle=False)
+            write_array(folder / RANGES, self.ranges)
 
     @classmethod
     def read(cls, folder: Path, precision: StoredPrecision, dim: int) -> RescoringRows | None:

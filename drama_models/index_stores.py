@@ -7,7 +7,7 @@ an IDSelector, the matrix product as scores of minus infinity. Those that can le
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 
@@ -144,7 +144,11 @@ class FaissStore(Store):
         if alive is not None and self.shrinks:
             index = self._copy()
             index.remove_ids(_selector(~alive))
-        self._write_faiss(index, str(folder / FAISS_FILE))
+        with (folder / FAISS_FILE).open("wb") as file:
+            written = _FileOfFaiss(file)
+            self._write_faiss(index, _faiss().PyCallbackIOWriter(written.write))
+        if written.error is not None:
+            raise written.error
         if self.rescored is not None:
             self.rescored.write(folder, alive if self.shrinks else None)
 
@@ -157,8 +161,8 @@ class FaissStore(Store):
     def _parameters(self, alive: Mask | None) -> Any:
         return None if alive is None else _faiss().SearchParameters(sel=_selector(alive))
 
-    def _write_faiss(self, index: Any, path: str) -> None:
-        _faiss().write_index(index, path)
+    def _write_faiss(self, index: Any, writer: Any) -> None:
+        _faiss().write_index(index, writer)
 
     def _copy(self) -> Any:
         """The index in memory, whether it was mapped or not."""
@@ -218,11 +222,27 @@ class BinaryStore(FaissStore):
         """The cosine of two vectors of signs, from the number of bits in which they differ."""
         return (1 - 2 * scores.astype(np.float32) / self.dim).astype(np.float32)
 
-    def _write_faiss(self, index: Any, path: str) -> None:
-        _faiss().write_index_binary(index, path)
+    def _write_faiss(self, index: Any, writer: Any) -> None:
+        _faiss().write_index_binary(index, writer)
 
     def _copy(self) -> Any:
         return _faiss().deserialize_index_binary(_faiss().serialize_index_binary(self.index))
+
+
+class _FileOfFaiss:
+    """A file that faiss writes to through Python: of its own it says nothing when the last part does not fit."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.error: OSError | None = None
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        """Write, or note the first error, which faiss would forget."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            return 0
 
 
 def _selector(alive: Mask) -> Any:
