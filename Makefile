@@ -11,7 +11,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[torch,evaluate,mteb,ray,openvino]" --group workshop --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[torch,evaluate,mteb,ray,openvino,serve]" --group workshop --group dev
 	touch $@
 
 # The chain from the small source model to a searchable index of this environment's documentation: demo/out.

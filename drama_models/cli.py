@@ -1,4 +1,4 @@
-"""The console command: `drama encode | index | search | evaluate`. Each parses, then calls the package."""
+"""The console command: `drama encode | index | search | evaluate | serve`. Each parses, then calls the package."""
 
 from __future__ import annotations
 
@@ -153,6 +153,32 @@ def _evaluate_on_mteb(options: argparse.Namespace) -> Answer:
     return Answer(figures, "\n".join(lines))
 
 
+def serve(options: argparse.Namespace) -> Answer:
+    """Embeddings over HTTP as OpenAI's clients ask for them, and search in an index; until it is told to end."""
+    from drama_models.server.limits import Limits
+    from drama_models.server.run import check_installed, is_loopback
+    from drama_models.server.run import serve as run_server
+
+    check_installed()
+    from drama_models.server.app import Served
+
+    opened = Index.load(options.index, verify=options.verify) if options.index else None
+    encoder = _encoder(options)
+    if opened is not None:
+        opened.check_encoder(encoder)
+    name = options.name or Path(options.model).name
+    names = tuple({options.model} - {name})
+    loopback = is_loopback(options.host)
+    if not loopback:
+        warnings.warn(f"Everybody who reaches {options.host} may use this server; it asks for no key.", stacklevel=2)
+    served = Served(
+        encoder=encoder, name=name, other_names=names, index=opened, limits=Limits(), together=options.together,
+        loopback=loopback,
+    )  # fmt: skip
+    run_server(served, options.host, options.port)
+    return Answer({"served": name}, f"{name} is no longer served")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `drama`: exit code 2 and one sentence for a user's mistake, 130 when interrupted."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]  # of all its arguments one is shown
@@ -235,6 +261,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluating.add_argument("-k", "--k", type=_positive, default=HITS, help=f"hits for each query; default: {HITS}")
     evaluating.add_argument("--drop-identical-ids", action="store_true", help="as ArguAna and Quora need it")
     evaluating.add_argument("--run", type=Path, help="write the ranking to this TREC run file")
+    serving = command(serve)
+    serving.add_argument("model", help="model folder or hub name")
+    serving.add_argument("--index", type=Path, help="folder made by `drama index`, to search at /search; default: none")
+    serving.add_argument("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1, this machine")
+    serving.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    serving.add_argument("--name", help="that callers ask for as `model`; default: the folder's")
+    serving.add_argument(
+        "--no-batching", dest="together", action="store_false", help="one request after another; default: together"
+    )
     for added in (searching, evaluating):
         added.add_argument("--task", help="named prompt for the query, or an instruction; default: the model's prompt")
     for added, use in (
@@ -245,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument(
             "--bm25", nargs="?", const="en", metavar="LANGUAGE", help=f"{use}; two-letter language, default: en"
         )
-    for added in (encoding, indexing, evaluating):
+    for added in (encoding, indexing, evaluating, serving):
         added.add_argument("--dim", type=int, help="coordinates to keep, cut before normalising; default: all")
     return parser
 

@@ -215,6 +215,41 @@ class Encoder:
         """Tokens kept of each text, its ends included."""
         return self._tokenizer.max_length
 
+    def tokenise(self, text: str, *, query: bool = False, task: str | None = None) -> tuple[NDArray[np.int64], bool]:
+        """Token ids of one text behind its prompt, for `pooled`, and whether it was cut; whoever serves needs both.
+
+        Args:
+            text: a query, or a document.
+            query: which of the two. Ids of documents belong to `document_encoder`.
+            task: as of `encode_queries`.
+
+        Raises:
+            PromptError: a task that the model has no prompt for.
+            ModelFolderError: the tokenizer has tokens that the model lacks.
+        """
+        encoder = self if query else self.document_encoder
+        tokenise = self._query_tokenisation(task, None, None) if query else encoder._document_tokenisation()
+        ids, cut = tokenise([checked_text(text, 0)])
+        encoder._tokenizer.check(ids)
+        return ids[0], bool(cut)
+
+    def pooled(self, ids: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Pooled vectors of texts by their token ids, computed in batches of a good size.
+
+        Returns:
+            (number of texts, hidden size), float32, in the order of `ids`; neither cut nor normalised.
+        """
+        pooled = np.empty((len(ids), self.profile.hidden_size), dtype=np.float32)
+        lengths = [len(row) for row in ids]
+        for batch in budget_batches(lengths, self.runtime.batch_tokens, packed=self.runtime.packed):
+            pooled[batch] = self.runtime.embed([ids[position] for position in batch])
+        return pooled
+
+    def finished(self, pooled: NDArray[np.float32], dim: int | None = None) -> NDArray[np.float32]:
+        """Embeddings from pooled vectors: cut to `dim`, then normalised where the model does; (n, dim), float32."""
+        size = self.dim if dim is None else dim
+        return np.asarray(finish(pooled, size, normalise=self.profile.normalise), dtype=np.float32)
+
     def fingerprint(self) -> str:
         """SHA-256 of configuration, tokenizer and weights, of both encoders where there are two.
 
@@ -269,12 +304,7 @@ class Encoder:
             ids, cut_here = tokenise(window)
             self._tokenizer.check(ids)
             cut += cut_here
-            vectors = np.empty((len(window), dim), dtype=np.float32)
-            lengths = [len(row) for row in ids]
-            for batch in budget_batches(lengths, self.runtime.batch_tokens, packed=self.runtime.packed):
-                pooled = self.runtime.embed([ids[position] for position in batch])
-                vectors[batch] = finish(pooled, dim, normalise=self.profile.normalise)
-            yield vectors
+            yield self.finished(self.pooled(ids), dim)
         if cut:
             warnings.warn(TextsCutWarning(cut), stacklevel=2)
 

@@ -11,6 +11,7 @@
     ├── DimensionError (ValueError)             an embedding size that the model does not have
     ├── LengthError (ValueError)                a number of tokens that leaves no room for a text
     ├── OutputError (OSError)                   a folder or file that cannot be written, or is something else
+    ├── AddressError (OSError)                  an address that a server cannot listen on
     ├── CollectionError (ValueError)            a collection, run or example file is malformed
     ├── IndexFolderError (ValueError)           an index folder is damaged, or belongs to another model
     ├── IndexKindError (ValueError)             a kind of index that there is not, or that does not suit the vectors
@@ -74,6 +75,10 @@ class LengthError(DramaError, ValueError):
 
 class OutputError(DramaError, OSError):
     """What was to be written cannot be: the place is taken, not writable, or full."""
+
+
+class AddressError(DramaError, OSError):
+    """An address that a server cannot listen on."""
 
 
 class CollectionError(DramaError, ValueError):
