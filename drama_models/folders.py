@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HASH_BLOCK_BYTES = 1 << 20
+PRIVATE = 0o600
 CACHE_VARIABLE = "DRAMA_CACHE"
 MARKS = ("provenance.json", "manifest.json", "corpus.jsonl", "examples.jsonl", "bm25.json")
 """Files of which every folder that a user lets us make holds one."""
@@ -53,6 +54,7 @@ def atomic_folder(target: str | Path, *, scratch: bool = False) -> Iterator[Path
     partial.mkdir()
     try:
         yield partial
+        _share_files(partial)
         _replace_folder(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -139,6 +141,14 @@ def check_replaceable(target: Path) -> None:
             f"{target} holds files that were not made here, and would be replaced as a whole; choose another name, or "
             "remove it first."
         )
+
+
+def _share_files(folder: Path) -> None:
+    """Let others read what libraries wrote for their owner alone, as safetensors does, as far as the folder's mode."""
+    mode = folder.stat().st_mode & 0o666  # what the process' umask leaves of it
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == PRIVATE:
+            path.chmod(mode)
 
 
 def _sibling(target: Path, kind: str, process: int | None = None) -> Path:

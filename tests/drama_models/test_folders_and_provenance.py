@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,7 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from drama_models.errors import OutputError
 from drama_models.folders import atomic_file, atomic_folder, inside, sha256_of_file, sha256_of_folder
@@ -99,6 +102,20 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_what_a_living_one_
     assert left < {path.name for path in tmp_path.iterdir()}
     write(target, kind)
     assert {path.name for path in tmp_path.iterdir()} == {target.name, "made", foreign.name}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_weights_can_be_read_by_whoever_may_read_the_folder(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_folder(tmp_path / "made") as partial:
+            save_file({"a": np.zeros(3, dtype=np.float32)}, partial / "model.safetensors")
+            assert (partial / "model.safetensors").stat().st_mode & 0o777 == 0o600
+            (partial / "script").touch(mode=0o755)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "made").iterdir()}
+    assert modes == {"model.safetensors": 0o666 & ~umask, "script": 0o755 & ~umask}
 
 
 def test_what_somebody_else_keeps_is_not_replaced(tmp_path: Path) -> None:
