@@ -1,4 +1,4 @@
-"""Encoder: order, streaming, dimensions, batch independence; both runtimes against each other and against the class."""
+"""Encoder: order, streaming, dimensions, batch independence; all runtimes against each other and against the class."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,7 +19,11 @@ from drama_models import DramaModel, Encoder
 from drama_models import encoder as encoder_module
 from drama_models.errors import DeviceError, DimensionError, MissingExtraError, ModelFolderError
 from drama_models.runtimes import choice
+from drama_models.runtimes.openvino_runtime import has_bf16
 from tests.conftest import TEXTS
+
+if TYPE_CHECKING:
+    from drama_models.runtimes.choice import RuntimeName
 
 RUNTIMES = ["torch", "onnx", "onnx-file"]
 
@@ -106,6 +110,8 @@ def test_auto_takes_onnx_for_a_llama_and_says_so(
     assert encoder.runtime.description == "ONNX Runtime from safetensors, fp32, threads: 1"
     assert encoder.runtime.description in caplog.text
     assert Encoder.from_pretrained(release_folder, precision="fp16").runtime.name == "torch"
+    sixteen_bits = "openvino" if has_bf16() else "torch"
+    assert Encoder.from_pretrained(release_folder, precision="bf16").runtime.name == sixteen_bits
     assert Encoder.from_pretrained(release_folder, device="cpu").runtime.name == "torch"
 
 
@@ -175,22 +181,55 @@ def test_fingerprint_depends_on_the_weights_and_not_on_the_runtime(release_folde
     assert Encoder.from_pretrained(tmp_path / "copy", verify=False).fingerprint() not in marks
 
 
+ODD_PIECES = st.sampled_from(
+    [
+        "\ud800",
+        "\udfff\ud83d",
+        "\x00",
+        "e\u0301\u0323",
+        "\u200d",
+        "\ufeff",
+        "\u202e",
+        "</s>",
+        "<pad>",
+        " ",
+        "\r\n",
+        "x" * 300,
+    ]
+)
+ODD_TEXTS = st.lists(st.one_of(st.text(st.characters(exclude_categories=())), ODD_PIECES), max_size=6).map("".join)
+
+
 @settings(max_examples=40, deadline=None)
-@given(texts=st.lists(st.text(st.characters(exclude_categories=())), min_size=1, max_size=4))
-def test_arbitrary_unicode_gives_the_same_finite_vectors_in_both_runtimes(
-    both: tuple[Encoder, Encoder], texts: list[str]
+@given(texts=st.lists(ODD_TEXTS, min_size=1, max_size=4))
+@pytest.mark.filterwarnings("ignore::drama_models.errors.TextsCutWarning")
+def test_arbitrary_unicode_gives_the_same_finite_vectors_in_every_runtime(
+    every: dict[str, Encoder], texts: list[str]
 ) -> None:
-    first, second = (encoder.encode_documents(texts) for encoder in both)
-    assert np.isfinite(first).all()
-    np.testing.assert_allclose(first, second, atol=1e-4)
+    expected = every["torch"].encode_documents(texts)
+    assert np.isfinite(expected).all()
+    for encoder in every.values():
+        np.testing.assert_allclose(encoder.encode_documents(texts), expected, atol=1e-4)
+        alone = np.concatenate([encoder.encode_documents(text) for text in texts])
+        np.testing.assert_allclose(alone, expected, atol=1e-4)
+
+
+def test_a_line_of_ten_megabytes_gives_the_same_vector_in_every_runtime(every: dict[str, Encoder]) -> None:
+    line = "a sea \ud800 e\u0301 \x00 日本語 " * 500_000
+    with pytest.warns(UserWarning, match="1 texts were longer"):
+        found = np.concatenate([encoder.encode_documents([line, "short"]) for encoder in every.values()])
+    assert len(line.encode("utf-8", "surrogatepass")) > 10_000_000
+    np.testing.assert_allclose(
+        found.reshape(len(every), -1), np.tile(found[:2].reshape(1, -1), (len(every), 1)), atol=1e-4
+    )
 
 
 @pytest.fixture(scope="module")
-def both(release_folder: Path) -> tuple[Encoder, Encoder]:
-    return (
-        Encoder.from_pretrained(release_folder, runtime="torch"),
-        Encoder.from_pretrained(release_folder, runtime="onnx"),
-    )
+def every(release_folder: Path) -> dict[str, Encoder]:
+    names: list[RuntimeName] = ["torch", "onnx", "onnx-file"]
+    if find_spec("openvino") is not None:
+        names.append("openvino")
+    return {name: Encoder.from_pretrained(release_folder, runtime=name) for name in names}
 
 
 def set_config(folder: Path, **changes: object) -> None:
