@@ -85,11 +85,9 @@ def encode_shards(
     out.mkdir(parents=True, exist_ok=True)
     identity = model or ModelIdentity.of(encoder)
     job = {"model": asdict(identity), "dim": encoder.dim, "shard_documents": shard_documents}
-    documents_by = encoder.document_encoder
-    asked = {"precision": precision, "computing_precision": documents_by.runtime.precision}
-    asked["max_length"] = (
-        None if documents_by.max_length == documents_by.profile.max_length else documents_by.max_length
-    )
+    by = encoder.document_encoder
+    asked: dict[str, Any] = {"precision": precision, "computing_precision": by.runtime.precision}
+    asked["max_length"] = None if by.max_length == by.profile.max_length else by.max_length
     job |= {name: value for name, value in asked.items() if value != JOB_DEFAULTS[name]}
     _check_job(out, job)
     batches = windows(documents, shard_documents)

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 from drama_models.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 HASH_BLOCK_BYTES = 1 << 20
 PRIVATE = 0o600
 CACHE_VARIABLE = "DRAMA_CACHE"
-MARKS = ("provenance.json", "manifest.json", "corpus.jsonl", "examples.jsonl", "bm25.json")
-"""Files of which every folder that a user lets us make holds one."""
+MARKS = ("provenance.json", "manifest.json", "bm25.json", "examples.jsonl", "corpus.jsonl")
+"""Files of which every folder that a user lets us make holds one; it replaces none that lacks its first."""
 
 
 @contextmanager
@@ -55,6 +55,9 @@ def atomic_folder(target: str | Path, *, scratch: bool = False) -> Iterator[Path
     try:
         yield partial
         _share_files(partial)
+        mark = next((mark for mark in MARKS if (partial / mark).exists()), None)
+        if not scratch and mark is not None:
+            check_replaceable(target, (mark,))
         _replace_folder(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -124,11 +127,15 @@ def inside(folder: str | Path, name: str) -> Path:
     return path
 
 
-def check_replaceable(target: Path) -> None:
+def check_replaceable(target: Path, marks: Sequence[str] = MARKS) -> None:
     """Refuse to take the place of what somebody else keeps there.
 
+    Args:
+        target: folder to make.
+        marks: files of which an older one holds at least one.
+
     Raises:
-        OutputError: a file, or a folder that holds something and none of `MARKS`.
+        OutputError: a file, or a folder that holds something and none of these.
     """
     try:
         empty = not any(target.iterdir())
@@ -136,7 +143,7 @@ def check_replaceable(target: Path) -> None:
         return
     except NotADirectoryError:
         raise OutputError(f"{target} is a file where a folder is to be made; choose another name.") from None
-    if not empty and target.exists() and not any((target / mark).exists() for mark in MARKS):
+    if not empty and target.exists() and not any((target / mark).exists() for mark in marks):
         raise OutputError(
             f"{target} holds files that were not made here, and would be replaced as a whole; choose another name, or "
             "remove it first."

@@ -28,6 +28,10 @@ class VerifyRecipe:
     max_tokens: int | None = None
     """Of the longest text; the release's own limit by default. ONNX graphs need its square of memory."""
 
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens={self.max_tokens} must be above 0; leave it out for the release's own limit.")
+
 
 def parsed(recipe_class: type[Recipe], command: str, arguments: Sequence[str], *positional: str) -> Recipe:
     """A recipe from words as people type them: `publish DIR owner/name --pull-request`, `--onnx fp32,fp16`.

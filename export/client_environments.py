@@ -68,7 +68,7 @@ class Environment:
 
 
 TORCH = {"torch": ""}
-CUT_TEXTS = "cut texts"  # transformers.js cuts EOS off together with what is too long
+CUT_TEXTS = "cut texts"  # transformers.js and llama.cpp cut EOS off together with what is too long
 OUTER_SPACE = "texts with outer white space"  # sentence-transformers 5 strips it
 CLIENTS = (
     Client(name="automodel", script="automodel.py", needs={"transformers": ">=5.2"} | TORCH),
@@ -100,6 +100,12 @@ CLIENTS = (
     Client(name="onnxruntime", script="onnxruntime.py", needs={"onnxruntime": "", "tokenizers": ""}, graphs=True),
     Client(name="openvino", script="openvino.py", needs={"openvino": "", "tokenizers": ""}, graphs=True),
     Client(name="fastembed", script="fastembed.py", needs={"fastembed": ""}, graphs=True),
+    Client(
+        name="llama.cpp",
+        script="llama_cpp.py",
+        needs={"llama-cpp-python": "", "gguf": "", "safetensors": ""},
+        without=CUT_TEXTS,
+    ),
     Client(
         name="transformers.js",
         script="transformers_js.mjs",

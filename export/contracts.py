@@ -1,4 +1,4 @@
-"""What servers that cannot be run here read from a release, and whether it is there: vLLM, TEI, llama.cpp.
+"""What vLLM, TEI and llama.cpp's converter read from a release, none of which runs here, and whether it is there.
 
 A server that finds a field missing falls back without a word: to causal attention, to the last token, to the whole
 vector. So each field is compared with the profile that our encoder uses. It is no proof that the server agrees; that

@@ -226,9 +226,7 @@ def test_a_line_of_ten_megabytes_gives_the_same_vector_in_every_runtime(every: d
 
 @pytest.fixture(scope="module")
 def every(release_folder: Path) -> dict[str, Encoder]:
-    names: list[RuntimeName] = ["torch", "onnx", "onnx-file"]
-    if find_spec("openvino") is not None:
-        names.append("openvino")
+    names: list[RuntimeName] = ["torch", "onnx", "onnx-file", "openvino"]
     return {name: Encoder.from_pretrained(release_folder, runtime=name) for name in names}
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from drama_models.errors import RecipeError
 from drama_models.model_folder import read_json
-from export.__main__ import parsed
+from export.__main__ import VerifyRecipe, parsed
 from export.adopt import AdoptRecipe
 from export.publish import PublishRecipe
 from export.release import ReleaseRecipe
@@ -92,5 +92,7 @@ def test_what_is_missing_or_contradicts_itself_is_named() -> None:
         parsed(ReleaseRecipe, "release", words, "retriever")
     named = parsed(ReleaseRecipe, "release", [*words, "--name", "owner/Llama-small"], "retriever")
     assert named.name == "owner/Llama-small"
+    with pytest.raises(RecipeError, match="max_tokens=-3 must be above 0"):
+        parsed(VerifyRecipe, "verify", ["RELEASE", "--max-tokens=-3"], "release")
     with pytest.raises(RecipeError, match="owner/name"):
         parsed(PublishRecipe, "publish", ["RELEASE", "name"], "release", "repo")
