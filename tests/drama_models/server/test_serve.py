@@ -25,6 +25,7 @@ from openai import BadRequestError, NotFoundError, OpenAI, UnprocessableEntityEr
 from drama_models import Encoder, Index, Retriever
 from drama_models.cli import main
 from drama_models.server.app import Served, make_app
+from drama_models.server.run import listen
 from tests.conftest import TEXTS
 
 
@@ -210,6 +211,16 @@ def test_told_to_end_it_answers_what_has_begun(release_folder: Path) -> None:
     assert process.wait(timeout=60) == 0
     assert process.stdout is not None
     assert "is no longer served" in process.stdout.read()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_the_socket_is_one_that_asyncio_answers_on_without_delay(host: str) -> None:
+    with listen(host, 0) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
+        with socket.create_connection(listening.getsockname()[:2]):
+            accepted, _ = listening.accept()
+            assert accepted.proto == socket.IPPROTO_TCP  # what asyncio looks at before it sets TCP_NODELAY
+            accepted.close()
 
 
 def test_what_cannot_be_served_is_one_sentence(
