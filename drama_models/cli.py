@@ -24,8 +24,8 @@ from drama_models.evaluation import evaluate as evaluate_run
 from drama_models.evaluation import write_run
 from drama_models.folders import check_replaceable
 from drama_models.index import Index, ModelIdentity
-from drama_models.index_folder import IDS as INDEX_IDS
-from drama_models.index_kinds import KINDS, chosen_kind
+from drama_models.index.folder import IDS as INDEX_IDS
+from drama_models.index.kinds import KINDS, chosen_kind
 from drama_models.quantisation import PRECISIONS
 from drama_models.ray_workers import Engine
 from drama_models.retriever import Retriever
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from drama_models.collection import Document
-    from drama_models.index_kinds import Kind
+    from drama_models.index.kinds import Kind
     from drama_models.quantisation import EmbeddingPrecision
 
 SNIPPET_CHARACTERS = 100

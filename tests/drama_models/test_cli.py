@@ -16,7 +16,7 @@ from drama_models.bulk import read_shards
 from drama_models.cli import main
 from drama_models.evaluation import read_run
 from drama_models.folders import sha256_of_folder
-from drama_models.index_kinds import HNSW
+from drama_models.index.kinds import HNSW
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:

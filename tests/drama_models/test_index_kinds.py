@@ -13,9 +13,9 @@ import pytest
 from drama_models import Index
 from drama_models.errors import IndexFolderError, IndexKindError
 from drama_models.folders import sha256_of_file
-from drama_models.index_build import build_store
-from drama_models.index_kinds import HNSW, IVFPQ, KINDS, Binary, Kind
-from drama_models.index_rows import Rows, best, nearest
+from drama_models.index.build import build_store
+from drama_models.index.kinds import HNSW, IVFPQ, KINDS, Binary, Kind
+from drama_models.index.rows import Rows, best, nearest
 from drama_models.quantisation import quantise, value_ranges
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def float32(values: list[Any]) -> NDArray[np.float32]:
 
 
 def test_equal_scores_go_to_the_earlier_document_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drama_models.index_rows.SCORES_AT_ONCE", 8)
+    monkeypatch.setattr("drama_models.index.rows.SCORES_AT_ONCE", 8)
     rows = Rows(2, np.float32)
     rows.append(np.tile(float32([[1, 0], [0, 1], [1, 0]]), (10, 1)))
     scores, found = nearest(rows, float32([[1, 0], [0, 1]]), 5)
@@ -238,8 +238,8 @@ def test_equal_scores_go_to_the_earlier_document_in_every_block(monkeypatch: pyt
 
 
 def test_rows_are_split_into_files_and_mapped_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drama_models.index_rows.FILE_BYTES", 1000 * 4 * DIM)
-    monkeypatch.setattr("drama_models.index_rows.COPIED_BYTES", 300 * 4 * DIM)
+    monkeypatch.setattr("drama_models.index.rows.FILE_BYTES", 1000 * 4 * DIM)
+    monkeypatch.setattr("drama_models.index.rows.COPIED_BYTES", 300 * 4 * DIM)
     index = Index(DIM)
     for start in range(0, COUNT, 77):  # many small blocks
         index.add(IDS[start : start + 77], VECTORS[start : start + 77])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from drama_models.arrays import write_array
-from drama_models.index_rows import NONE, Rows, best, padded
+from drama_models.index.rows import NONE, Rows, best, padded
 from drama_models.quantisation import columns, dequantise, quantise
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from drama_models.index_kinds import StoredPrecision
-    from drama_models.index_rows import Hits
+    from drama_models.index.kinds import StoredPrecision
+    from drama_models.index.rows import Hits
     from drama_models.quantisation import EmbeddingPrecision
 
 RANGES = "ranges.npy"

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from drama_models.errors import IndexFolderError
 from drama_models.folders import atomic_folder, sha256_of_file
-from drama_models.index_build import read_store
-from drama_models.index_kinds import chosen_kind, settings_of
-from drama_models.index_rescoring import RANGES
-from drama_models.index_rows import ROWS, Rows
-from drama_models.index_stores import FAISS_FILE, FlatStore
+from drama_models.index.build import read_store
+from drama_models.index.kinds import chosen_kind, settings_of
+from drama_models.index.rescoring import RANGES
+from drama_models.index.rows import ROWS, Rows
+from drama_models.index.stores import FAISS_FILE, FlatStore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from drama_models.index_kinds import Kind
-    from drama_models.index_stores import Store
+    from drama_models.index.kinds import Kind
+    from drama_models.index.stores import Store
 
 MANIFEST, IDS = "manifest.json", "ids.json"
 FORMAT, FLAT_FORMAT = 2, 1

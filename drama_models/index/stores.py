@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 
-from drama_models.index_rows import Rows, nearest
+from drama_models.index.rows import Rows, nearest
 from drama_models.quantisation import dequantise, quantise
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from drama_models.index_kinds import HNSW, IVFPQ, Kind
-    from drama_models.index_rescoring import RescoringRows
-    from drama_models.index_rows import Hits
+    from drama_models.index.kinds import HNSW, IVFPQ, Kind
+    from drama_models.index.rescoring import RescoringRows
+    from drama_models.index.rows import Hits
 
     Mask = NDArray[np.bool_]
 
@@ -78,7 +78,7 @@ class FlatStore(Store):
         self.rows.append(vectors)
 
     def search(self, queries: NDArray[np.float32], k: int, alive: Mask | None) -> Hits:
-        """Exactly, see `index_rows.nearest`."""
+        """Exactly, see `rows.nearest`."""
         return nearest(self.rows, queries, k, alive)
 
     def vectors(self) -> NDArray[np.float32]:

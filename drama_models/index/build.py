@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drama_models.errors import IndexKindError
-from drama_models.index_kinds import HNSW, IVFPQ, Binary, Flat, Int8
-from drama_models.index_rescoring import RescoringRows
-from drama_models.index_rows import Rows
-from drama_models.index_stores import (
+from drama_models.index.kinds import HNSW, IVFPQ, Binary, Flat, Int8
+from drama_models.index.rescoring import RescoringRows
+from drama_models.index.rows import Rows
+from drama_models.index.stores import (
     FAISS_FILE,
     BinaryStore,
     FaissStore,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from drama_models.index_kinds import Kind
+    from drama_models.index.kinds import Kind
 
 ADDED_AT_ONCE = 65_536
 PATTERNS = 256  # of a product quantiser: what one byte of a code chooses from

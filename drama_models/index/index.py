@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drama_models.errors import DimensionError, IndexFolderError, IndexKindError
-from drama_models.index_build import build_store
-from drama_models.index_folder import IndexFiles, read_index, write_index
-from drama_models.index_kinds import chosen_kind, tuned
-from drama_models.index_rows import NONE, Rows
+from drama_models.index.build import build_store
+from drama_models.index.folder import IndexFiles, read_index, write_index
+from drama_models.index.kinds import chosen_kind, tuned
+from drama_models.index.rows import NONE, Rows
 from drama_models.surrogates import storable
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from drama_models.encoder import Encoder
-    from drama_models.index_kinds import Kind
-    from drama_models.index_stores import Store
+    from drama_models.index.kinds import Kind
+    from drama_models.index.stores import Store
 
 BEYOND_RANGES = 0.01  # share of numbers
 WHOLE_VECTORS = ("flat", "hnsw")  # kinds that keep every number of a vector
@@ -56,7 +56,7 @@ class Index:
         dim: size of the vectors.
         model: whose vectors they are; None accepts any encoder.
         collection: folder whose texts the ids belong to, for showing hits; optional.
-        kind: "flat" (exact), "int8", "binary", "hnsw" or "ivf_pq", or one of `index_kinds` with its settings; which to
+        kind: "flat" (exact), "int8", "binary", "hnsw" or "ivf_pq", or one of `kinds` with its settings; which to
             use when is in docs/search.md.
         settings: of the kind, by name.
 

@@ -1,0 +1,5 @@
+"""The index: vectors of documents with their ids and the identity of their model, searched, changed, saved, loaded."""
+
+from drama_models.index.index import Index, ModelIdentity
+
+__all__ = ["Index", "ModelIdentity"]
