@@ -244,6 +244,8 @@ def training_arguments(recipe: LanguageModellingRecipe) -> TrainingArguments:
         "adam_beta2": recipe.adam_beta2,
         "max_grad_norm": recipe.max_grad_norm,
         "bf16": train_in_bf16(recipe.precision),
+        # bfloat16 without a GPU is refused unless this says that the processor is meant
+        "use_cpu": not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         "seed": recipe.seed,
         "logging_steps": recipe.log_every,
         "logging_nan_inf_filter": False,

@@ -46,6 +46,14 @@ def masks_folder(llama_folder: Path, corpus_folder: Path, tmp_path_factory: pyte
     return out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about processors")
+def test_half_precision_is_for_processors_too(llama_folder: Path, corpus_folder: Path, tmp_path: Path) -> None:
+    settings = SMALL | {"precision": "bf16", "trainer": {}}
+    recover(RecoverRecipe(model=llama_folder, corpus=corpus_folder, out=tmp_path / "out", steps=2, **settings))
+    log = [json.loads(line) for line in (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 2
+
+
 def test_masks_reach_the_target_and_the_slice_has_exactly_that_shape(masks_folder: Path, tmp_path: Path) -> None:
     figures = json.loads((masks_folder / "provenance.json").read_text(encoding="utf-8"))["figures"]["expected_sizes"]
     assert set(figures) == {"hidden", "layer", "head", "intermediate"}
