@@ -47,6 +47,8 @@ class Material:
     collection: Path
     train_queries: int
     test_queries: int
+    steps: int
+    """Of every row."""
     given_teacher: Path | None = None
     """Folder of the third teacher."""
 

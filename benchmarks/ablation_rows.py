@@ -22,10 +22,11 @@ BASE = "base"
 DIMS = (160, 80, 40, 20)
 CONTRASTIVE = Contrastive(temperature=0.05)  # the demo's
 STEPS, BATCH_SIZE, MAX_LENGTH = 32, 32, 32
-TRAIN_QUERIES, TEST_QUERIES = STEPS * BATCH_SIZE, 1000
-DENSE_STEPS = 64
+TEST_QUERIES = 1000
 LEARNING_RATE = 2e-3
-DENSE_SOURCE = Path("demo/source")
+DENSE_SOURCE, NANO = Path("demo/source"), Path("demo/nano")
+STRONG = "nano"
+STRONG_RATE = 2e-4  # arXiv 2502.19712, section 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Row:
 
     parent: str = BASE
     field: str = ""
-    """Path of the one changed field of TrainRecipe; numbers are places in a list."""
+    """Path of the one changed field of TrainRecipe; numbers are places in a list. Empty for what others differ from."""
     value: Callable[[Material], Any] = lambda _: None
     """Of that field."""
     paper: str = ""
@@ -60,7 +61,7 @@ def _ranked(material: Material) -> list[DatasetRecipe]:
 
 
 def _supervision(kind: Any, material: Material) -> Supervision:
-    return Supervision(kind=kind, steps_per_iteration=-(-STEPS // len(material.teachers)))
+    return Supervision(kind=kind, steps_per_iteration=-(-material.steps // len(material.teachers)))
 
 
 def _one_teacher(name: str) -> Callable[[Material], Any]:
@@ -69,6 +70,7 @@ def _one_teacher(name: str) -> Callable[[Material], Any]:
 
 BEIR = "BEIR-13"
 DRAMA, DRAGON, SPECIAL = f"DRAMA 0.1B, {BEIR}", f"DRAGON table 2, {BEIR}", "arXiv 2502.19712, E5, four sets"
+SPECIAL_STRONG = "arXiv 2502.19712, BGE, four sets"
 LISTWISE = ObjectiveRecipe(contrastive=None, listwise=Listwise())
 BOTH = ObjectiveRecipe(contrastive=CONTRASTIVE, contrastive_weight=0.1, listwise=Listwise())
 ROWS: dict[str, Row] = {
@@ -110,6 +112,16 @@ ROWS: dict[str, Row] = {
         value=_one_teacher(GIVEN_NAME), needs_teacher=True,
     ),
     "Matryoshka": Row(field="objective.dims", value=lambda _: DIMS),
+    STRONG: Row(),
+    "nano, untrained": Row(  # the first step has a rate of 0
+        parent=STRONG, field="steps", value=lambda _: 1, paper="+1.4", source=SPECIAL_STRONG
+    ),
+    "nano, listwise": Row(
+        parent=STRONG, field="objective", value=lambda _: LISTWISE, paper="+3.9", source=SPECIAL_STRONG
+    ),
+    "nano, listwise + contrastive": Row(
+        parent=STRONG, field="objective", value=lambda _: BOTH, paper="+3.8", source=SPECIAL_STRONG
+    ),
 }  # fmt: skip
 
 
@@ -124,7 +136,7 @@ def base_recipe(material: Material, backbone: Path) -> TrainRecipe:
         datasets=[dataset],
         encoder=EncoderRecipe(max_length=MAX_LENGTH),
         objective=ObjectiveRecipe(contrastive=CONTRASTIVE),
-        steps=STEPS,
+        steps=material.steps,
         batch_size=BATCH_SIZE,
         negatives=1,
         learning_rate=LEARNING_RATE,
@@ -137,20 +149,26 @@ def base_recipe(material: Material, backbone: Path) -> TrainRecipe:
 
 
 def dense_recipe(material: Material) -> TrainRecipe:
-    """Training of the dense teacher: the base recipe for twice as long, from the model that the backbone was cut from.
+    """Training of the dense teacher: the base recipe, twice as long, from the model that the backbone was cut from.
 
     Its rate is half the base recipe's, since the model is larger.
     """
     recipe = base_recipe(material, DENSE_SOURCE)
     dataset = replace(recipe.datasets[0], examples=material.unscored)
-    return replace(recipe, datasets=[dataset], steps=DENSE_STEPS, learning_rate=LEARNING_RATE / 2)
+    return replace(recipe, datasets=[dataset], steps=2 * material.steps, learning_rate=LEARNING_RATE / 2)
+
+
+def strong_recipe(base: TrainRecipe) -> TrainRecipe:
+    """Contrastive training of `demo/nano`, which is a good retriever before it, as the students of the paper are."""
+    encoder = EncoderRecipe(max_length=MAX_LENGTH, query_prompt="")
+    return replace(base, backbone=NANO, encoder=encoder, negatives=7, learning_rate=STRONG_RATE)
 
 
 def recipe_of(name: str, base: TrainRecipe, material: Material) -> TrainRecipe:
     """The recipe of a row: its parent's with one field changed."""
     row = ROWS[name]
     if not row.field:
-        return base
+        return strong_recipe(base) if name == STRONG else base
     parent = recipe_of(row.parent, base, material)
     changed: TrainRecipe = with_field(parent, row.field.split("."), row.value(material))
     return changed

