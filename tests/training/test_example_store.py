@@ -79,9 +79,16 @@ def test_categories_are_kept_and_written_only_where_there_are_some(folder: Path,
         (GOOD | {"positive_ids": ["nor"]}, "line 3: document 'nor' is not in .*corpus.jsonl"),
         (GOOD | {"scores": {"d1": math.nan}}, "line 3: the score of document 'd1' is nan; it must be a finite"),
         (GOOD | {"scores": {"d1": "high"}}, "line 3: the score of document 'd1' is 'high'"),
+        (
+            GOOD | {"scores": {"d1": 1e39}},
+            "line 3: the score of document 'd1' is 1e\\+39; it must be a finite number of",
+        ),
+        (GOOD | {"scores": {"d1": 10**400}}, "line 3: the score of document 'd1' is 10000"),
+        ("[1, 2]", r"line 3: expected an object, found '\[1, 2\]'"),
+        ('{"query_id": ' + "1" * 5000 + "}", "line 3: not valid JSON"),
         (GOOD | {"scores": [1.0]}, "line 3: .*`scores` must map"),
         (GOOD | {"query": None}, "line 3: .*`query_id` and `query` must be strings"),
-        (GOOD | {"answer": 1}, "line 3: .*answer"),
+        (GOOD | {"answer": 1}, "line 3: .*unknown field 'answer'"),
     ],
 )
 def test_what_is_wrong_with_an_example_is_named(folder: Path, line: Any, message: str) -> None:
@@ -90,7 +97,7 @@ def test_what_is_wrong_with_an_example_is_named(folder: Path, line: Any, message
 
 
 def test_a_file_without_examples_and_no_file_are_refused(folder: Path) -> None:
-    with pytest.raises(CollectionError, match="at least one line"):
+    with pytest.raises(CollectionError, match=r"nothing in .*e\.jsonl; pass a file with at least one line"):
         open_store(folder, "")
     with pytest.raises(CollectionError, match="no training examples"):
         ExampleStore(folder / "absent.jsonl", corpus_store(folder, folder / "cache"), folder / "cache")

@@ -66,7 +66,11 @@ def test_scores_decide_the_order_and_ties_stay_as_in_the_file(folder: Path) -> N
         ("q1 Q0 d1 1 0.5 x\nnone Q0 d1 1 0.4 x\n", "line 2: query 'none' is not in .*queries.jsonl"),
         ("q1 Q0 d1 1 0.5 x\nq1 Q0 none 2 0.4 x\n", "line 2: document 'none' is not in .*corpus.jsonl"),
         ("q1 Q0 d1 1 1 x\nq2 Q0 d1 1 1 x\nq1 Q0 d2 1 1 x\n", "line 3: query 'q1' was there before.*sort the run"),
-        ("", "at least one line"),
+        (
+            "q1 Q0 d1 1 1e39 x\n",
+            r"line 1: the score of document 'd1' is 1e39; it must be finite, and at most 3\.4e\+38",
+        ),
+        ("", r"nothing in .*x\.run; pass a file with at least one line"),
     ],
 )
 def test_what_is_wrong_with_a_run_is_named(folder: Path, text: str, message: str) -> None:

@@ -255,7 +255,9 @@ def test_mixtures_without_sense_are_refused(folder: Path, tmp_path: Path) -> Non
         opened(recipe(), recipe())
     with pytest.raises(RecipeError, match="a have a weight, b have none; set it for all or for none"):
         opened(recipe(weight=1.0), recipe(name="b"))
-    with pytest.raises(CollectionError, match=r"'a' has 150 queries, fewer than its batch of 151; set a smaller"):
+    with pytest.raises(
+        CollectionError, match=r"'a' has 150 queries in .*e\.jsonl, fewer than its batch of 151; set a smaller"
+    ):
         opened(recipe(batch_size=151))
     with pytest.raises(CollectionError, match="at least one line"):
         opened(recipe(), recipe(name="empty", examples=write_lines(tmp_path / "none.jsonl")))

@@ -173,6 +173,10 @@ class TrainingDataset:
     """Queries of a global batch."""
     group_size: int
     """Documents of a query: its positive and negatives."""
+    source: Path | None = None
+    """File of its queries, for messages."""
+    fewest_documents: int = 1
+    """Documents without which a query is not taken into a batch: two for a listwise objective."""
     supervision: Supervision = field(default_factory=Supervision)
     teachers: int = 1
     weight: float | None = None
@@ -182,9 +186,16 @@ class TrainingDataset:
 
     def __post_init__(self) -> None:
         if self.batch_size > len(self):
+            where = f" in {self.source}" if self.source else ""
             raise CollectionError(
-                f"Dataset {self.name!r} has {len(self):,} queries, fewer than its batch of {self.batch_size:,}; "
-                "set a smaller batch_size, or add data."
+                f"Dataset {self.name!r} has {len(self):,} queries{where}, fewer than its batch of "
+                f"{self.batch_size:,}; set a smaller batch_size, or add data."
+            )
+        if self.group_size < max(self.fewest_documents, 1 if self.task.in_batch_negatives else 2):
+            why = "its task has no other negatives" if self.fewest_documents < 2 else "a list of one teaches nothing"
+            raise CollectionError(
+                f"Dataset {self.name!r} brings a positive without hard negatives for each query, and {why}; "
+                "set negatives to at least 1, and give its first query one."
             )
 
     def __len__(self) -> int:
@@ -208,6 +219,7 @@ def open_datasets(
     batch_size: int = BATCH_SIZE,
     negatives: int = NEGATIVES,
     cache: Path | None = None,
+    lists: bool = False,
 ) -> list[TrainingDataset]:
     """Open every dataset of a mixture; caches are built where they are missing or stale.
 
@@ -216,10 +228,12 @@ def open_datasets(
         batch_size: queries of a global batch of retrieval, where a dataset does not say.
         negatives: hard negatives of a query, where a dataset does not say.
         cache: folder for the caches; `.cache` in each collection by default.
+        lists: whether every query needs a list of scored documents, for a listwise objective.
 
     Raises:
         RecipeError: no dataset, two of one name, or weights for some only.
-        CollectionError: a malformed or empty file, unknown ids, or a batch larger than a dataset.
+        CollectionError: a malformed or empty file, unknown ids, a batch larger than a dataset, or a list that cannot
+            teach where lists are needed.
     """
     names = [recipe.name for recipe in recipes]
     if not names:
@@ -230,10 +244,10 @@ def open_datasets(
     if len(weighted) not in (0, len(recipes)):
         without = ", ".join(name for name in names if name not in weighted)
         raise RecipeError(f"{', '.join(weighted)} have a weight, {without} have none; set it for all or for none.")
-    return [_open(recipe, batch_size, negatives, cache) for recipe in recipes]
+    return [_open(recipe, batch_size, negatives, cache, lists) for recipe in recipes]
 
 
-def _open(recipe: DatasetRecipe, batch_size: int, negatives: int, cache: Path | None) -> TrainingDataset:
+def _open(recipe: DatasetRecipe, batch_size: int, negatives: int, cache: Path | None, lists: bool) -> TrainingDataset:
     collection = Collection(recipe.collection)
     cache = recipe.collection / ".cache" if cache is None else cache
     documents = TextStore(collection.corpus_file, cache)
@@ -242,6 +256,8 @@ def _open(recipe: DatasetRecipe, batch_size: int, negatives: int, cache: Path | 
         labels = ExampleStore(recipe.examples, documents, cache)
     else:
         labels = _ranked_queries(recipe, collection, documents, cache)
+    if lists:
+        labels.check_lists()
     task = recipe.resolved_task()
     first = labels.pools(np.zeros(1, np.int64), max(len(recipe.teachers), 1))
     group = task.group_size(1 + negatives, len(first.negatives[0]))
@@ -252,6 +268,8 @@ def _open(recipe: DatasetRecipe, batch_size: int, negatives: int, cache: Path | 
         documents=documents,
         batch_size=task.batch_size(batch_size) if recipe.batch_size is None else recipe.batch_size,
         group_size=group if recipe.negatives is None else 1 + recipe.negatives,
+        source=recipe.examples or recipe.queries or collection.queries_file,
+        fewest_documents=2 if lists else 1,
         supervision=recipe.supervision,
         teachers=1 if recipe.supervision.kind == "fused" else max(len(recipe.teachers), 1),
         weight=recipe.weight,

@@ -1,9 +1,10 @@
 """Batches of one dataset without a document twice: which queries come together, and with which of their documents.
 
 An epoch is a shuffled list of queries cut into windows of a few batches. Within a window, batches are filled in turn:
-a query draws a positive and negatives in random order from its pools, passing over documents that the batch has; a
-query without a positive left waits for the next batch. What a window lacks at its end is filled with queries from
-elsewhere in the dataset. So a batch is a function of seed, epoch and place alone, and one window is all that is held.
+a query draws a positive and negatives in random order from its pools, passing over documents that the batch has; one
+without a positive left, or without the negative that a listwise objective needs, waits for the next batch. What a
+window lacks at its end is filled with queries from elsewhere in the dataset. So a batch is a function of seed, epoch
+and place alone, and one window is all that is held.
 
 A document counts as there when its content is, whatever its id. Where other queries' documents are no negatives
 (classification, clustering: every row has one of few labels), and where lists may share documents, only a query's own
@@ -55,7 +56,7 @@ class Candidates:
         self._negatives = self._shuffled(pools.negatives, pools.negative_scores, NEGATIVES)
 
     def group(self, index: int, taken: set[int]) -> tuple[list[int], list[float], set[int]] | None:
-        """Documents, scores and content hashes of one query, none of them among `taken`; None without a positive."""
+        """Documents, scores and content hashes of one query, none of them in `taken`; None where too few are left."""
         documents, scores, hashes, starts = self._positives
         places = range(starts[index], starts[index + 1])
         positive = next((place for place in places if hashes[place] not in taken), None)
@@ -70,6 +71,8 @@ class Candidates:
                 own.add(hashes[place])
                 chosen.append(documents[place])
                 values.append(scores[place])
+        if len(chosen) < self._dataset.fewest_documents:
+            return None
         if self._dataset.repeat_negatives and 1 < len(chosen) < self._dataset.group_size:
             again = self._repeated(self.rows[index], len(chosen) - 1)
             chosen = [chosen[0], *(chosen[1 + place] for place in again)]

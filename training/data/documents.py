@@ -62,7 +62,7 @@ class TextStore:
         self.fingerprint = source_fingerprint(source)
         """Of the source; part of the fingerprint of whatever refers to its rows."""
         folder = cache / cache_name("texts", source)
-        build_shards(folder, self.fingerprint, encoded_lines(source, self._encode), self._finish)
+        build_shards(folder, self.fingerprint, encoded_lines(source, self._encode), self._finish, source=source)
         self._table = ShardedTable(folder)
         self._content_hash = MappedArray(folder / "content_hash.u64", np.uint64)
         self._high = MappedArray(folder / "index_high.u64", np.uint64)
@@ -177,13 +177,18 @@ def json_lines(path: Path, block: Block) -> Iterator[tuple[int, dict[str, Any]]]
     for number, line in block.lines:
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise CollectionError(
                 f"{path}, line {number}: not valid JSON ({error}); each line must be one object in UTF-8."
             ) from None
         if not isinstance(record, dict):
-            raise CollectionError(f"{path}, line {number}: expected an object, found {line.strip()[:60]!r}.")
+            raise CollectionError(f"{path}, line {number}: expected an object, found {shown(line)}.")
         yield number, record
+
+
+def shown(line: bytes) -> str:
+    """The start of a line, for messages."""
+    return repr(line.strip()[:60].decode("utf-8", "replace"))
 
 
 def id_hashes(ids: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

@@ -6,6 +6,7 @@ collection does not have are found then, not after hours of training.
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from training.data.documents import cache_name, content_hash, json_lines
 from training.data.examples import parse_example
 from training.data.mapped import MappedArray
 from training.data.pools import Pools
-from training.data.shards import ShardedTable, build_shards, encoded_lines, source_fingerprint
+from training.data.shards import ShardedTable, build_shards, encoded_lines, line_of, source_fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,8 +40,10 @@ SCHEMA = pa.schema(
         "negatives": pa.large_list(pa.int64()),
         "positive_scores": pa.large_list(pa.float32()),
         "negative_scores": pa.large_list(pa.float32()),
+        "whole": pa.uint8(),
     }
 )
+FIRST_PARTIAL = "first_partial.json"
 
 
 class ExampleStore:
@@ -66,9 +69,10 @@ class ExampleStore:
             "documents": documents.fingerprint,
             "columns": SCHEMA.names,
         }
-        build_shards(folder, fingerprint, encoded_lines(path, self._encode), self._finish)
+        build_shards(folder, fingerprint, encoded_lines(path, self._encode), self._finish, source=path)
         self._table = ShardedTable(folder)
         self._query_hash = MappedArray(folder / "query_hash.u64", np.uint64)
+        self._first_partial: int | None = json.loads((folder / FIRST_PARTIAL).read_text(encoding="utf-8"))
 
     def __len__(self) -> int:
         return len(self._table)
@@ -94,6 +98,24 @@ class ExampleStore:
         names = ("positives", "negatives", "positive_scores", "negative_scores")
         return Pools(**dict(zip(names, self._table.lists(names, rows), strict=True)))
 
+    def check_lists(self) -> None:
+        """Whether every example has a list that can teach: at least one negative, and a score for every document.
+
+        Raises:
+            CollectionError: one has not.
+        """
+        if self._first_partial is None:
+            return
+        row = np.array([self._first_partial])
+        pools = self.pools(row)
+        scores = np.concatenate([pools.positive_scores[0], pools.negative_scores[0]])
+        raise CollectionError(
+            f"{self.path}, line {line_of(self.path, self._first_partial)}: query {self.query_ids(row)[0]!r} has "
+            f"{len(pools.negatives[0])} negatives, and teacher scores for {np.isfinite(scores).sum()} of its "
+            f"{len(scores)} documents; a list teaches with a score for each of at least two. Score it with the "
+            "teacher, drop the line, or set unscored: skip."
+        )
+
     def _encode(self, block: Block) -> pa.RecordBatch:
         lines = [line for line, _ in block.lines]
         examples = [parse_example(record, self.path, line) for line, record in json_lines(self.path, block)]
@@ -106,6 +128,7 @@ class ExampleStore:
             "negatives": self._rows(examples, lines, "negative_ids"),
             "positive_scores": [_scores(example, example.positive_ids) for example in examples],
             "negative_scores": [_scores(example, example.negative_ids) for example in examples],
+            "whole": [int(_is_whole(example)) for example in examples],
         }
         for line, example in zip(lines, examples, strict=True):
             if both := set(example.positive_ids).intersection(example.negative_ids):
@@ -131,6 +154,18 @@ class ExampleStore:
 
     def _finish(self, folder: Path, table: ShardedTable) -> None:
         table.write_column("query_hash", folder / "query_hash.u64")
+        first, row = 0, None
+        for whole in table.blocks("whole"):
+            if not whole.all():
+                row = first + int(np.argmin(whole))
+                break
+            first += len(whole)
+        (folder / FIRST_PARTIAL).write_text(json.dumps(row), encoding="utf-8")
+
+
+def _is_whole(example: TrainingExample) -> bool:
+    """Whether the example's list has something to be compared with, and a score for all."""
+    return bool(example.negative_ids) and example.scores.keys() >= {*example.positive_ids, *example.negative_ids}
 
 
 def _scores(example: TrainingExample, ids: list[str]) -> list[float]:

@@ -8,8 +8,7 @@ Clustering examples may also have a "category".
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,9 @@ from drama_models.surrogates import storable_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+
+LARGEST_SCORE = 3.4e38  # of a float32, in which scores are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,12 @@ class TrainingExample:
     """Where the query came from: crop, found, generate or human."""
     category: str = ""
     """What a clustering query belongs to: answers it where it serves as an example for others."""
+
+
+FIELDS = {each.name for each in fields(TrainingExample)}
+REQUIRED_FIELDS = {
+    each.name for each in fields(TrainingExample) if each.default is MISSING and each.default_factory is MISSING
+}
 
 
 def write_examples(path: str | Path, examples: Iterable[TrainingExample]) -> int:
@@ -86,10 +94,11 @@ def parse_example(record: Mapping[str, Any], path: str | Path, number: int) -> T
     Raises:
         CollectionError: an unknown or missing field, one of the wrong type, no positive, or a score that is no number.
     """
-    try:
-        example = TrainingExample(**record)
-    except TypeError as error:
-        raise CollectionError(_malformed(path, number, str(error))) from None
+    if unknown := record.keys() - FIELDS:
+        raise CollectionError(_malformed(path, number, f"unknown field {min(unknown)!r}"))
+    if missing := REQUIRED_FIELDS - record.keys():
+        raise CollectionError(_malformed(path, number, f"`{min(missing)}` is missing"))
+    example = TrainingExample(**record)
     if not isinstance(example.query_id, str) or not isinstance(example.query, str):
         raise CollectionError(_malformed(path, number, "`query_id` and `query` must be strings"))
     if not isinstance(example.category, str):
@@ -104,10 +113,10 @@ def parse_example(record: Mapping[str, Any], path: str | Path, number: int) -> T
     if not isinstance(example.scores, dict):
         raise CollectionError(_malformed(path, number, "`scores` must map document ids to numbers"))
     for key, score in example.scores.items():
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= LARGEST_SCORE:
             raise CollectionError(
-                f"{path}, line {number}: the score of document {key!r} is {score!r}; it must be a finite number, "
-                "leave out those that are unknown."
+                f"{path}, line {number}: the score of document {key!r} is {score!r:.40}; it must be a finite number of "
+                f"at most {LARGEST_SCORE:.1e}, leave out those that are unknown."
             )
     return example
 

@@ -41,6 +41,10 @@ class LabelSource(Protocol):
         """Equal where two queries have the same text."""
         ...
 
+    def check_lists(self) -> None:
+        """Raises a CollectionError for a query whose labels are no list that can teach a distribution."""
+        ...
+
     def pools(self, rows: NDArray[np.int64], iteration: int = 1, *key: int) -> Pools:
         """Labels of each query in an iteration; `key` decides the draw where there are several sources."""
         ...

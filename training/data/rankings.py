@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from drama_models.errors import CollectionError
 from drama_models.folders import atomic_file
-from training.data.documents import cache_name
+from training.data.documents import cache_name, shown
 from training.data.draws import draw_below
+from training.data.examples import LARGEST_SCORE
 from training.data.mapped import MappedArray
 from training.data.pools import Pools
 from training.data.shards import ShardedTable, build_shards, encoded_lines, source_fingerprint
@@ -47,10 +48,11 @@ class Rankings:
     Args:
         folder: made by `open_run`, or by `training.data.score_fusion.fuse`.
         fingerprint: of what it was made from.
+        source: the run; None for fused lists, which have no lines.
     """
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
-        self.folder, self.fingerprint = folder, fingerprint
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], source: Path | None = None) -> None:
+        self.folder, self.fingerprint, self.source = folder, fingerprint, source
         self._table = ShardedTable(folder)
         self._list_of_query = MappedArray(folder / "list_of_query.i64", np.int64)
 
@@ -68,6 +70,15 @@ class Rankings:
         lists = self._list_of_query.gather(queries)
         documents, scores = self._table.lists(("documents", "scores"), lists, first, last)
         return documents, scores
+
+    def first_shorter(self, length: int) -> tuple[int, int, int] | None:
+        """Query row, line in the run and length of the first list that is shorter; None if none is."""
+        columns = (self._table.lengths("documents"), self._table.blocks("query"), self._table.blocks("line"))
+        for lengths, queries, lines in zip(*columns, strict=True):
+            if (lengths < length).any():
+                place = int(np.argmax(lengths < length))
+                return int(queries[place]), int(lines[place]), int(lengths[place])
+        return None
 
     def cover_some(self, number: int) -> NDArray[np.bool_]:
         """`covers` for the `QUERIES_PER_SCAN` query rows from `number` on."""
@@ -91,8 +102,8 @@ def open_run(path: Path, queries: TextStore, documents: TextStore, cache: Path) 
     }
     encode = _RunEncoder(path, queries, documents)
     shards = encoded_lines(path, encode, group=lambda line: line.split(None, 1)[0] if line.strip() else b"")
-    build_shards(folder, fingerprint, shards, write_list_of_query(path, queries))
-    return Rankings(folder, fingerprint)
+    build_shards(folder, fingerprint, shards, write_list_of_query(path, queries), source=path)
+    return Rankings(folder, fingerprint, path)
 
 
 class RankedQueries:
@@ -150,6 +161,25 @@ class RankedQueries:
     def query_hashes(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Equal where two queries have the same text; shape of `rows`."""
         return self._queries.content_hashes(self._query_rows(rows))
+
+    def check_lists(self) -> None:
+        """Whether every list reaches into its window of hard negatives, so that it has two documents to compare.
+
+        Raises:
+            CollectionError: one does not.
+        """
+        for teacher, windows in zip(self.teachers, self._windows, strict=True):
+            least = windows.k - windows.negatives + 1
+            found = teacher.first_shorter(least)
+            if found is None:
+                continue
+            query, line, length = found
+            where = f"{teacher.source}, line {line}" if teacher.source else f"Fused lists of {self._queries.source}"
+            raise CollectionError(
+                f"{where}: the list of query {self._queries.ids(np.array([query]))[0]!r} ends at rank {length}, before "
+                f"ranks {least} to {windows.k}, where windows look for hard negatives; a list teaches with at least "
+                "two documents. Drop the query, set other windows, or set unscored: skip."
+            )
 
     def pools(self, rows: NDArray[np.int64], iteration: int = 1, *key: int) -> Pools:
         """Labels from one active teacher a query, drawn uniformly among those that have a list for it.
@@ -213,12 +243,12 @@ class _RunEncoder:
             value = float(score)
         except ValueError:
             raise CollectionError(
-                f"{self.path}, line {number}: expected `query Q0 document rank score name`, "
-                f"found {line.strip()[:80]!r}."
+                f"{self.path}, line {number}: expected `query Q0 document rank score name`, found {shown(line)}."
             ) from None
-        if not np.isfinite(value):
+        if not abs(value) <= LARGEST_SCORE:
             raise CollectionError(
-                f"{self.path}, line {number}: the score of document {document!r} is {score}; it must be finite."
+                f"{self.path}, line {number}: the score of document {document!r} is {score}; it must be finite, "
+                f"and at most {LARGEST_SCORE:.1e}."
             )
         return query, document, value
 

@@ -52,7 +52,7 @@ def fuse(
             if len(fused):
                 yield Place(number + len(rows)), fused
 
-    build_shards(folder, fingerprint, shards, write_list_of_query(folder, queries))
+    build_shards(folder, fingerprint, shards, write_list_of_query(folder, queries), source=queries.source)
     return Rankings(folder, fingerprint)
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 BLOCK_LINES = 1 << 15
 BLOCK_BYTES = 32 << 20
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def build_shards(
     fingerprint: Mapping[str, Any],
     shards: Callable[[Place], Iterable[tuple[Place, pa.RecordBatch]]],
     finish: Callable[[Path, ShardedTable], None],
+    *,
+    source: Path,
 ) -> None:
     """Make `folder` of Arrow shards, unless it is there and was made from the same.
 
@@ -74,6 +76,7 @@ def build_shards(
         fingerprint: of everything the result depends on; must survive JSON.
         shards: the rows of each shard from a place in the source on, and the place where the next shard begins.
         finish: writes what needs all shards, such as an index, into the given folder.
+        source: what the shards are made from, for messages.
 
     Raises:
         CollectionError: whatever `shards` refuses, a source that gives none, or a folder that cannot be written.
@@ -87,7 +90,7 @@ def build_shards(
             if _made_from(folder) == wanted:
                 return
             work = _working_folder(folder, wanted)
-            _write_shards(work, shards(_next_place(work)))
+            _write_shards(work, shards(_next_place(work)), source)
             finish(work, ShardedTable(work))
             (work / "building.json").rename(work / MANIFEST)
             shutil.rmtree(folder, ignore_errors=True)
@@ -109,6 +112,16 @@ def encoded_lines(
         group: key of a line; neighbouring lines of one key stay in one block.
     """
     return lambda start: ((block.end, encode(block)) for block in _blocks(source, start, group))
+
+
+def line_of(source: Path, row: int) -> int:
+    """Number of the line that a row was made from, counted from 1; rows are the lines that are not blank."""
+    before = 0
+    for block in _blocks(source, Place(), None):
+        if row < before + len(block.lines):
+            return block.lines[row - before][0]
+        before += len(block.lines)
+    raise IndexError(f"row {row} of {before} in {source}")
 
 
 def _made_from(folder: Path) -> Any:
@@ -137,7 +150,7 @@ def _next_place(work: Path) -> Place:
     return Place(*json.loads(end))
 
 
-def _write_shards(work: Path, shards: Iterable[tuple[Place, pa.RecordBatch]]) -> None:
+def _write_shards(work: Path, shards: Iterable[tuple[Place, pa.RecordBatch]], source: Path) -> None:
     number = len(list(work.glob("*.arrow")))
     for end, batch in shards:
         schema = batch.schema.with_metadata({"end": json.dumps([end.offset, end.line])})
@@ -148,7 +161,7 @@ def _write_shards(work: Path, shards: Iterable[tuple[Place, pa.RecordBatch]]) ->
             os.fsync(file.fileno())  # so that a name never stands for less than its shard, even after a power cut
         number += 1
     if not number:
-        raise CollectionError(f"There is nothing in what {work.name} is made from; pass a file with at least one line.")
+        raise CollectionError(f"There is nothing in {source}; pass a file with at least one line.")
 
 
 def _blocks(source: Path, start: Place, group: Callable[[bytes], bytes] | None) -> Iterator[Block]:
@@ -219,6 +232,12 @@ class ShardedTable:
         """A column of numbers, one shard at a time."""
         for file, shard in zip(self._files, self._shards, strict=True):
             yield shard.column(column).to_numpy()
+            file.release()
+
+    def lengths(self, column: str) -> Iterator[NDArray[np.int64]]:
+        """Lengths of a column of lists, one shard at a time."""
+        for file, (offsets, _) in zip(self._files, self._view(column), strict=True):
+            yield np.diff(np.asarray(offsets))
             file.release()
 
     def write_column(self, column: str, path: Path) -> None:
