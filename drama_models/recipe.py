@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Recipe = TypeVar("Recipe")
 HELP = ("-h", "--help")
+OPTIONAL_REFUSED = re.compile(r"Errors: - (?!Does not validate|Expected)(.+?) - Expected a <class 'NoneType'>")
+"""What an optional dataclass says against its values, in the middle of what jsonargparse says of the types."""
 
 
 def parse_recipe(recipe_class: type[Recipe], arguments: Sequence[str], *, command: str) -> Recipe:
@@ -170,6 +172,9 @@ def _dataclass_in(kind: Any) -> Any:
 
 def _explain(error: Exception, path: Path | None, lines: dict[str, int]) -> str:
     message = " ".join(str(error).split())
+    refused = OPTIONAL_REFUSED.search(message)
+    if refused:
+        message = refused[1]
     line = _line_of(message, lines)
     return f"{path}, line {line}: {message}" if path and line else message
 
@@ -183,4 +188,7 @@ def _line_of(message: str, lines: dict[str, int]) -> int | None:
     in_lists = [name for name in lines if "]." in name and told(name.rpartition("].")[2])]
     entries = [name for name in lines if name[0] in "'\"" and name in message]
     found = in_lists if len(in_lists) == 1 else entries or [name for name in lines if told(name)]
+    if not found:  # a field of a dataclass inside, which names itself as it is called there
+        inner = [name for name in lines if "." in name and told(name.rpartition(".")[2])]
+        found = inner if len(inner) == 1 else []
     return lines[found[-1]] if found else None

@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from drama_models.attention import PACKED, enable_packing, first_position, pack, sees_later_tokens
-from drama_models.errors import AttentionDirectionError, MissingExtraError, TrainingError
+from drama_models.errors import AttentionDirectionError, DeviceError, MissingExtraError, TrainingError
 from drama_models.layout import find_layouts
 
 if TYPE_CHECKING:
@@ -105,7 +106,9 @@ def build_encoder(
     Raises:
         AttentionDirectionError: the backbone does not attend in the direction that the recipe asks for.
         MissingExtraError: LoRA without peft.
-        ValueError: `document_start` for a single encoder, or LoRA targets that the backbone does not have.
+        DeviceError: a device that is not here.
+        TrainingError: LoRA targets that the backbone does not have.
+        ValueError: `document_start` for a single encoder.
     """
     if document_start is not None and not recipe.two_encoders:
         raise ValueError("document_start is for two encoders; set two_encoders, or leave it out.")
@@ -118,6 +121,7 @@ def build_encoder(
         modules.append(Normalize())
     prompts = recipe.prompts | {"query": recipe.query_prompt, "document": recipe.document_prompt}
     similarity: Literal["cosine", "dot"] = "cosine" if recipe.normalise else "dot"
+    _check_device(device)
     return SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name=similarity, device=device)
 
 
@@ -165,8 +169,18 @@ def tokenise(
     """
     transformer = _transformers(model)[KINDS.index(kind)]
     limit = max_length or transformer.max_seq_length
-    encoded = cast(Any, transformer.tokenizer)(list(texts), truncation=True, max_length=limit)["input_ids"]
-    return [torch.tensor(ids) for ids in encoded]
+    tokenizer = cast(Any, transformer.tokenizer)
+    encoded = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+    # without ends an empty text, as that of an absent document, would have no token at all
+    return [torch.tensor(ids or [tokenizer.pad_token_id or 0]) for ids in encoded]
+
+
+def plain_tokenizer(model: SentenceTransformer) -> Tokenizer:
+    """The model's own tokenizer, which sets the ends of a text and neither pads nor cuts."""
+    tokenizer = Tokenizer.from_str(cast(Any, _transformers(model)[0].tokenizer).backend_tokenizer.to_str())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def backbones(model: SentenceTransformer) -> list[Any]:
@@ -246,7 +260,34 @@ def _tower(start: Path, recipe: EncoderRecipe) -> list[Any]:
     return [transformer, Pooling(transformer.get_embedding_dimension(), cast(Any, POOLING_MODES[recipe.pooling]))]
 
 
+def _check_device(device: str | None) -> None:
+    try:
+        kind = torch.device(device or "cpu").type
+    except RuntimeError:  # a word that is no device
+        raise DeviceError(f"device={device!r} is none; use cuda, mps or cpu.") from None
+    there = [name for name in ("cuda", "mps") if getattr(torch, name).is_available()]
+    if kind in ("cuda", "mps") and kind not in there:
+        raise DeviceError(f"device={device!r} is not available here; use {', '.join([*there, 'cpu'])}.")
+
+
+def check_targets(backbone: torch.nn.Module, lora: Lora) -> None:
+    """Whether the backbone has every linear layer that is to be updated; peft is content with one of them.
+
+    Raises:
+        TrainingError: it has not.
+    """
+    linear = {
+        name.rpartition(".")[2] for name, module in backbone.named_modules() if isinstance(module, torch.nn.Linear)
+    }
+    if unknown := sorted(set(lora.targets or ()) - linear):
+        raise TrainingError(
+            f"lora.targets has {unknown[0]!r}, which the backbone does not have; its linear layers are "
+            f"{', '.join(sorted(linear))}."
+        )
+
+
 def _add_lora(backbone: Any, lora: Lora) -> None:
+    check_targets(backbone, lora)
     try:
         from peft import LoraConfig
     except ImportError:

@@ -51,10 +51,10 @@ class InContextSettings:
     def __post_init__(self) -> None:
         if self.max_examples and self.tags.response is None:
             raise ValueError(f"max_examples={self.max_examples} needs a response tag; set one, or set max_examples=0.")
-        if self.max_examples < 0 or self.query_max_length < 8 or self.document_max_length < 8:
+        if self.max_examples < 0 or self.query_max_length < 3 or self.document_max_length < 3:
             raise ValueError(
                 f"max_examples={self.max_examples} must be at least 0, query_max_length={self.query_max_length} and "
-                f"document_max_length={self.document_max_length} at least 8."
+                f"document_max_length={self.document_max_length} at least 3, with room between the ends of a text."
             )
 
 

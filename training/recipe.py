@@ -6,6 +6,7 @@ name as their trainer. What other systems do differently is in `training/recipes
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,19 @@ from training.data.datasets import DatasetRecipe
 from training.encoders import EncoderRecipe
 from training.evaluation import EvaluationRecipe
 from training.objectives import Contrastive, Listwise, Matryoshka, RerankerDistillation, WeightedSum
+from training.objectives.matryoshka import check_sizes
+from training.objectives.weighted_sum import check_weights
 from training.prompts import InContextSettings
 
 if TYPE_CHECKING:
     from training.objectives import Objective
+
+LEAST = {
+    "steps": 1, "batch_size": 1, "gradient_accumulation": 1, "chunk_tokens": 1, "log_every": 1, "save_every": 1,
+    "query_length": 3, "negatives": 0, "learning_rate": 0, "learning_rate_floor": 0, "warmup_steps": 0,
+    "weight_decay": 0, "max_grad_norm": 0, "seed": 0,
+}  # fmt: skip
+"""Smallest value of each number; no field is infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +55,13 @@ class ObjectiveRecipe:
     def __post_init__(self) -> None:
         if not self._terms():
             raise ValueError("objective has no term; set contrastive, listwise or reranker.")
-        if self.dim_weights is not None and len(self.dim_weights) != len(self.dims):
-            raise ValueError(
-                f"dim_weights has {len(self.dim_weights)} values for {len(self.dims)} dims; set one for each."
-            )
+        check_weights(self.dim_weights, len(self.dims), "dims", name="dim_weights")
+        check_sizes(self.dims)
+        shares = {f"{name}_weight": getattr(self, f"{name}_weight") for name in ("contrastive", "listwise", "reranker")}
+        for name, share in shares.items():
+            if not 0 <= share < math.inf:
+                raise ValueError(f"{name}={share} must not be negative; 1 is usual, null leaves the term itself out.")
+        self.build()
 
     def build(self) -> Objective:
         """The objective that this describes."""
@@ -57,9 +70,9 @@ class ObjectiveRecipe:
         return Matryoshka(objective=objective, dims=self.dims, weights=self.dim_weights) if self.dims else objective
 
     @property
-    def uses_scores(self) -> bool:
-        """Whether the teachers' scores are read."""
-        return self.listwise is not None or self.reranker is not None
+    def needs_lists(self) -> bool:
+        """Whether every query needs a list of scored documents."""
+        return any(term is not None and term.unscored == "refuse" for term in (self.listwise, self.reranker))
 
     def _terms(self) -> list[tuple[Any, float]]:
         pairs = (
@@ -137,14 +150,17 @@ class TrainRecipe:
     """More fields of SentenceTransformerTrainingArguments, such as report_to or dataloader_num_workers."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or self.gradient_accumulation < 1:
-            raise ValueError(
-                f"steps={self.steps}, batch_size={self.batch_size} and gradient_accumulation="
-                f"{self.gradient_accumulation} must be at least 1."
-            )
-        if self.epochs is not None and self.epochs <= 0:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"{name}={value} must be at least {least}.")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise ValueError(f"epochs={self.epochs} must be positive, or left out for steps to count.")
-        if self.chunk_tokens is not None and self.chunk_tokens < 1:
-            raise ValueError(f"chunk_tokens={self.chunk_tokens} must be at least 1; 16384 is a usual choice on a GPU.")
         if not self.datasets:
             raise ValueError("datasets is empty; name at least one, with its collection and examples.")
+        settings = self.in_context
+        if settings and settings.max_examples and settings.query_max_length <= settings.kept_for_query:
+            raise ValueError(
+                f"kept_for_query={settings.kept_for_query} leaves no room for examples in "
+                f"query_max_length={settings.query_max_length}; set it lower, or max_examples to 0."
+            )

@@ -2,11 +2,14 @@
 
 Accelerate (DDP), mixed precision, accumulation, clipping, loggers, evaluation and early stopping are the stock
 trainer's. Added here: batches that are a function of the seed and the step, schedules that begin anew, a stop at the
-first loss that is not finite, and checkpoints that are complete or absent.
+first loss or gradient that is not finite, and checkpoints that are complete or absent.
 """
 
 from __future__ import annotations
 
+import difflib
+import math
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from drama_models import checkpoints
-from drama_models.errors import TrainingError
+from drama_models.errors import RecipeError, TrainingError
 from drama_models.hardware import train_in_bf16
 from drama_models.progress import ProgressLog
 from training.encoders import KINDS, load_adapters
@@ -59,7 +62,8 @@ class RetrieverTrainer(SentenceTransformerTrainer):
         loss: StepLoss,
         starts: Sequence[int] = (0,),
     ) -> None:
-        evaluator = CollectionEvaluator(recipe.evaluation) if recipe.evaluation else None
+        tags = recipe.in_context.tags if recipe.in_context else None
+        evaluator = CollectionEvaluator(recipe.evaluation, tags) if recipe.evaluation else None
         super().__init__(model=model, args=arguments, loss=loss, evaluator=evaluator)
         self.recipe, self.data, self.step_loss, self.starts = recipe, data, loss, starts
         for callback in (PrinterCallback, ProgressCallback):
@@ -106,20 +110,37 @@ class RetrieverTrainer(SentenceTransformerTrainer):
         """The objective of one tokenised batch."""
         if self.step_loss.model is not model:  # as wrapped for several devices
             self.override_model_in_loss(self.step_loss, model)  # type: ignore[arg-type]
-        loss = self.step_loss(inputs)
+        try:
+            loss = self.step_loss(inputs)
+        except TrainingError as error:
+            raise TrainingError(f"{error} It is {self._where(inputs)}.") from None
         return (loss, {}) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """One step of the stock trainer, checked before the optimiser moves."""
         loss = super().training_step(model, inputs, num_items_in_batch)
+        self._last = inputs
         if not torch.isfinite(loss):
-            names = ", ".join(inputs["query_ids"][:NAMED_QUERIES])
-            raise TrainingError(
-                f"The loss is {loss.item()} at step {self.state.global_step + 1}, on queries {names} and others of "
-                f"dataset {inputs['dataset']!r}; the last checkpoint is kept. Look at these examples, or try a lower "
-                "learning_rate or a higher temperature."
-            )
+            self._refuse(f"The loss is {loss.item()}", inputs)
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm, checked before the optimiser moves: weights of the next checkpoint would not be numbers."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16 and not math.isfinite(norm):  # fp16 scales its loss by trial, and leaves such steps out
+            self._refuse(f"The norm of the gradients is {float(norm)}", self._last)
+        return norm
+
+    def _refuse(self, what: str, inputs: dict[str, Any]) -> None:
+        raise TrainingError(
+            f"{what} {self._where(inputs)}; the last checkpoint is kept. Look at these examples, or try a lower "
+            "learning_rate or a higher temperature."
+        )
+
+    def _where(self, inputs: dict[str, Any]) -> str:
+        names = ", ".join(inputs["query_ids"][:NAMED_QUERIES])
+        others = " and others" if len(inputs["query_ids"]) > NAMED_QUERIES else ""
+        return f"at step {self.state.global_step + 1}, on queries {names}{others} of dataset {inputs['dataset']!r}"
 
     def _get_output_dir(self, trial: Any) -> str:  # noqa: ARG002
         return str(checkpoints.writing_folder(self.recipe.out))
@@ -149,7 +170,11 @@ class RetrieverTrainer(SentenceTransformerTrainer):
 
 
 def training_arguments(recipe: TrainRecipe) -> SentenceTransformerTrainingArguments:
-    """The stock trainer's settings for a recipe; `recipe.trainer` has the last word."""
+    """The stock trainer's settings for a recipe; `recipe.trainer` has the last word.
+
+    Raises:
+        RecipeError: a setting of `trainer` that there is not, or that the stock trainer refuses.
+    """
     settings: dict[str, Any] = {
         "output_dir": str(checkpoints.checkpoint_folder(recipe.out)),
         "max_steps": recipe.steps,
@@ -185,7 +210,15 @@ def training_arguments(recipe: TrainRecipe) -> SentenceTransformerTrainingArgume
             "greater_is_better": True,
             "restore_callback_states_from_checkpoint": True,  # patience is counted across kills
         }
-    return SentenceTransformerTrainingArguments(**(settings | recipe.trainer))
+    known = {each.name for each in fields(SentenceTransformerTrainingArguments) if each.init}
+    if unknown := sorted(recipe.trainer.keys() - known):
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "it takes those of SentenceTransformerTrainingArguments."
+        raise RecipeError(f"trainer has no field {unknown[0]!r}; {hint}")
+    try:
+        return SentenceTransformerTrainingArguments(**(settings | recipe.trainer))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"The trainer refuses its settings: {' '.join(str(error).split())}") from None
 
 
 def ran_out_of_patience(checkpoint: Path, recipe: TrainRecipe) -> int | None:

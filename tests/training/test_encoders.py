@@ -203,7 +203,8 @@ def test_updates_are_read_back_from_a_checkpoint_of_this_model_alone(
     expected = model.state_dict()
     assert all(torch.equal(weight, expected[key]) for key, weight in other.state_dict().items())
     wider = built(backbones, name, tmp_path, lora=Lora(rank=8))
-    fewer = built(backbones, name, tmp_path, lora=Lora(rank=4, targets=("down_proj", "query")))
+    target = "query" if "bert" in name else "down_proj"
+    fewer = built(backbones, name, tmp_path, lora=Lora(rank=4, targets=(target,)))
     for stranger in (wider, fewer):
         with pytest.raises(TrainingError, match=r"does not hold the updates of this model; remove .*saved to go on"):
             load_adapters(stranger, tmp_path / "saved")

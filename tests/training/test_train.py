@@ -226,7 +226,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_queries(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps=0, batch_size=8 and gradient_accumulation=1 must be at least 1"),
+        ({"steps": 0}, "steps=0 must be at least 1"),
         ({"epochs": 0}, "epochs=0 must be positive"),
         ({"chunk_tokens": 0}, "chunk_tokens=0 must be at least 1"),
         ({"datasets": []}, "datasets is empty; name at least one"),

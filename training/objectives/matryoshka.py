@@ -17,6 +17,8 @@ from drama_models.errors import DimensionError
 from training.objectives.weighted_sum import check_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from training.objectives.labels import Labels
@@ -39,8 +41,9 @@ class Matryoshka:
     """Weight of each size; 1 by default."""
 
     def __post_init__(self) -> None:
-        if not self.dims or min(self.dims) < 1 or len(set(self.dims)) < len(self.dims):
-            raise ValueError(f"dims={self.dims} must be different positive sizes, such as 768, 512, 256, 128, 64.")
+        if not self.dims:
+            raise ValueError("dims is empty; name the sizes, such as 768, 512, 256, 128, 64.")
+        check_sizes(self.dims)
         check_weights(self.weights, len(self.dims), "dims")
 
     def __call__(self, query: Tensor, document: Tensor, labels: Labels) -> Tensor:
@@ -59,3 +62,9 @@ class Matryoshka:
             for dim, weight in zip(self.dims, weights, strict=True)
         ]
         return torch.stack(losses).sum()
+
+
+def check_sizes(dims: Sequence[int]) -> None:
+    """Raises a ValueError for sizes that are not positive and different."""
+    if any(dim < 1 for dim in dims) or len(set(dims)) < len(dims):
+        raise ValueError(f"dims={tuple(dims)} must be different positive sizes, such as 768, 512, 256, 128, 64.")

@@ -45,11 +45,11 @@ class WeightedSum:
         return torch.stack(losses).sum()
 
 
-def check_weights(weights: Sequence[float] | None, count: int, of_what: str) -> None:
+def check_weights(weights: Sequence[float] | None, count: int, of_what: str, name: str = "weights") -> None:
     """Raises a ValueError for weights that are not one finite, non-negative number for each of `count`."""
     if weights is None:
         return
     if len(weights) != count:
-        raise ValueError(f"weights has {len(weights)} values for {count} {of_what}; set one for each.")
+        raise ValueError(f"{name} has {len(weights)} values for {count} {of_what}; set one for each.")
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
-        raise ValueError(f"weights={tuple(weights)} must be finite, not negative, and not all zero.")
+        raise ValueError(f"{name}={tuple(weights)} must be finite, not negative, and not all zero.")

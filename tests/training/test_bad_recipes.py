@@ -1,0 +1,107 @@
+"""Recipes that cannot be trained: a sentence before anything is encoded, on the command line and in a forecast."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from drama_models.errors import DeviceError, ModelFolderError, RecipeError, TrainingError
+from drama_models.recipe import load_recipe
+from tests.conftest import train_recipe
+from training.dry_run import forecast
+from training.encoders import EncoderRecipe, Lora
+from training.recipe import TrainRecipe
+from training.step_loss import StepLoss
+from training.train import train
+from training.trainer import training_arguments
+
+
+@pytest.fixture
+def recipe(llama_folder: Path, collection_folder: Path, examples_file: Path, tmp_path: Path) -> TrainRecipe:
+    return train_recipe(llama_folder, collection_folder, examples_file, tmp_path / "made")
+
+
+PLAIN = {"backbone": "b", "out": "o", "datasets": [{"name": "a", "task": "sts", "collection": "c", "examples": "e"}]}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, r"recipe\.yaml, line 8: steps=0 must be at least 1"),
+        ({"learning_rate": -1e-3}, "line 8: learning_rate=-0.001 must be at least 0"),
+        ({"warmup_steps": -1}, "line 8: warmup_steps=-1 must be at least 0"),
+        ({"negatives": -1}, "line 8: negatives=-1 must be at least 0"),
+        ({"query_length": 2}, "line 8: query_length=2 must be at least 3"),
+        ({"save_every": 0}, "line 8: save_every=0 must be at least 1"),
+        ({"chunk_tokens": 0}, "line 8: chunk_tokens=0 must be at least 1"),
+        ({"epochs": 0.0}, "line 8: epochs=0.0 must be positive"),
+        ({"epochs": float("nan")}, "line 8: epochs=nan must be positive"),
+        ({"objective": {"dims": [16, 16]}}, r"dims=\(16, 16\) must be different positive sizes"),
+        ({"objective": {"dims": [16, 0]}}, r"dims=\(16, 0\) must be different positive sizes"),
+        ({"objective": {"dims": [16, 8], "dim_weights": [1, -1]}}, r"dim_weights=\(1.0, -1.0\) must be finite"),
+        ({"objective": {"dims": [16, 8], "dim_weights": [1]}}, "dim_weights has 1 values for 2 dims"),
+        ({"objective": {"contrastive_weight": float("nan")}}, "contrastive_weight=nan must not be negative"),
+        ({"objective": {"contrastive_weight": 0.0}}, "must be finite, not negative, and not all zero"),
+        ({"objective": {"contrastive": None}}, "objective has no term; set contrastive, listwise or reranker"),
+        (
+            {"objective": {"contrastive": {"temperature": 0}}},
+            r"^[^ ]*recipe\.yaml, line 10: temperature=0.0 must be positive; 0.02 is a usual choice\.$",
+        ),
+        ({"in_context": {"query_max_length": 512}}, "kept_for_query=512 leaves no room for examples in query_max_len"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(PLAIN | wrong, sort_keys=False), encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(TrainRecipe, path)
+
+
+def test_settings_of_the_stock_trainer_are_checked(recipe: TrainRecipe) -> None:
+    assert training_arguments(replace(recipe, trainer={"dataloader_num_workers": 2})).dataloader_num_workers == 2
+    with pytest.raises(RecipeError, match="trainer has no field 'report_too'; did you mean 'report_to'"):
+        training_arguments(replace(recipe, trainer={"report_too": "wandb"}))
+    with pytest.raises(RecipeError, match=r"The trainer refuses its settings: .*lower"):
+        training_arguments(replace(recipe, trainer={"lr_scheduler_type": "lower"}))
+
+
+def test_a_forecast_finds_what_a_training_would(recipe: TrainRecipe, tmp_path: Path) -> None:
+    for run in (forecast, train):
+        with pytest.raises(ModelFolderError, match=r"absent/config\.json is missing"):
+            run(replace(recipe, backbone=tmp_path / "absent"))
+        with pytest.raises(TrainingError, match=r"lora\.targets has 'qproj'.*linear layers are down_proj, .*q_proj"):
+            run(replace(recipe, encoder=EncoderRecipe(lora=Lora(targets=("k_proj", "qproj")))))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is available")
+def test_a_device_that_is_not_here_is_refused(recipe: TrainRecipe) -> None:
+    with pytest.raises(DeviceError, match="device='gpu' is none; use cuda, mps or cpu"):
+        train(replace(recipe, device="gpu"))
+    with pytest.raises(DeviceError, match=r"device='cuda' is not available here; use .*cpu"):
+        train(replace(recipe, device="cuda"))
+
+
+def test_gradients_that_are_not_finite_stop_the_training_before_the_weights_move(
+    recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slope of the square root at 0 is infinite, and 0 times it is no number: a finite loss without a gradient."""
+    whole, calls = StepLoss.forward, []
+
+    def forward(self: StepLoss, inputs: dict[str, Any]) -> torch.Tensor:
+        calls.append(inputs["query_ids"])
+        weight = next(parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        loss = whole(self, inputs)
+        return loss + (weight.sum() * 0).sqrt() if len(calls) == 3 else loss
+
+    monkeypatch.setattr(StepLoss, "forward", forward)
+    with pytest.raises(TrainingError, match=r"The norm of the gradients is nan at step 3, on queries t\d+, .*topics"):
+        train(recipe)
+    work = recipe.out.parent / ".made.checkpoints"
+    assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-2"]
+    monkeypatch.setattr(StepLoss, "forward", whole)
+    assert train(recipe)["figures"]["steps"] == 4  # the kept checkpoint is whole
