@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel
 
 from drama_models.hardware import train_in_bf16
-from training.train import check_dims, open_plan, steps_of
+from drama_models.prompts import token_ids
+from training.encoders import check_targets
+from training.prompts import in_context_documents, in_context_queries
+from training.start import check_direction, encoder_tokenizer
+from training.train import as_published, check_dims, open_plan, steps_of
 from training.trainer import training_arguments
 
 if TYPE_CHECKING:
@@ -71,9 +75,13 @@ def forecast(recipe: TrainRecipe) -> Forecast:
 
     Raises:
         CollectionError: malformed data, unknown ids, or fewer queries than a batch.
+        ModelFolderError: a backbone is not a complete folder, or cannot attend in the direction that is asked for.
         RecipeError: settings of the datasets that do not fit together.
-        TrainingError: Matryoshka sizes beyond the embedding.
+        TrainingError: Matryoshka sizes beyond the embedding, or LoRA targets that the backbone does not have.
     """
+    recipe = as_published(recipe) if recipe.continue_retriever else recipe
+    for folder in filter(None, (recipe.backbone, recipe.document_backbone)):
+        check_direction(folder, bidirectional=recipe.encoder.bidirectional)
     plan = open_plan(recipe, training_arguments(recipe))
     steps = steps_of(recipe, plan)
     texts, tokens = _sampled(recipe, plan)
@@ -83,6 +91,8 @@ def forecast(recipe: TrainRecipe) -> Forecast:
         backbone = AutoModel.from_config(config)
     encoders = 2 if recipe.encoder.two_encoders else 1
     parameters = encoders * sum(weight.numel() for weight in backbone.parameters())
+    if recipe.encoder.lora:
+        check_targets(backbone, recipe.encoder.lora)
     trained = encoders * lora_parameters(backbone, recipe.encoder.lora) if recipe.encoder.lora else parameters
     at_once = min(tokens, recipe.chunk_tokens or tokens)
     frozen = parameters if recipe.encoder.lora else 0
@@ -113,19 +123,23 @@ def lora_parameters(backbone: torch.nn.Module, lora: Lora) -> int:
 
 def _sampled(recipe: TrainRecipe, plan: BatchPlan) -> tuple[float, float]:
     """Texts and tokens of a step, the mean over the first ones."""
-    tokenizer = AutoTokenizer.from_pretrained(recipe.backbone)
-    settings = recipe.in_context
-    query_limit = settings.query_max_length if settings else recipe.query_length or recipe.encoder.max_length
-    limit = settings.document_max_length if settings else recipe.encoder.max_length
+    settings, encoder = recipe.in_context, recipe.encoder
+    tokenizer = encoder_tokenizer(recipe.backbone, settings.tags.tokens if settings else ())
     count = min(SAMPLED_STEPS, plan.steps_per_epoch)
     texts = tokens = 0
     for step in range(count):
         batch = plan.batch(step)
-        present = [text for text, absent in zip(batch.documents, batch.absent, strict=True) if not absent]
-        for kind, most in ((batch.queries, query_limit), (present, limit)):
-            rows = tokenizer(kind, truncation=True, max_length=most)["input_ids"]
-            texts += len(rows)
-            tokens += sum(map(len, rows))
+        if settings:
+            queries = in_context_queries(batch, tokenizer, settings, seed=recipe.seed, step=step)
+            documents = in_context_documents(batch, tokenizer, settings)
+        else:
+            prompted = [encoder.query_prompt + text for text in batch.queries]
+            queries = token_ids(prompted, recipe.query_length or encoder.max_length, tokenizer)
+            prompted = [encoder.document_prompt + text for text in batch.documents]
+            documents = token_ids(prompted, encoder.max_length, tokenizer)
+        present = [ids for ids, absent in zip(documents, batch.absent, strict=True) if not absent]
+        texts += len(queries) + len(present)
+        tokens += sum(map(len, (*queries, *present)))
     share = recipe.gradient_accumulation / count
     return texts * share, tokens * share
 

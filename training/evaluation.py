@@ -12,6 +12,8 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from drama_models.collection import Collection
 from drama_models.errors import CollectionError
 from drama_models.evaluation import METRICS, evaluate
+from drama_models.prompts import InContextPrompter
+from training.encoders import plain_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from drama_models.evaluation import Run
+    from drama_models.prompts import InstructFormat
 
 DEPTH = 100  # documents kept for each query: what nDCG@10 and Recall@100 look at
 DOCUMENTS_AT_ONCE = 4096
@@ -33,6 +36,8 @@ class EvaluationRecipe:
     """BEIR folder; keep its judged queries out of the training data."""
     split: str = "dev"
     """Whose judgements."""
+    instruction: str = ""
+    """What its queries ask for, in a run with `in_context`; they are asked without solved examples."""
     every: int = 500
     """Steps between evaluations; a checkpoint is written at each."""
     patience: int | None = None
@@ -50,14 +55,15 @@ class CollectionEvaluator(BaseEvaluator):
 
     Args:
         recipe: collection and split.
+        tags: around instruction and query, where the model is trained with them.
 
     Raises:
         CollectionError: the collection or its split is missing or malformed, or has no judged query.
     """
 
-    def __init__(self, recipe: EvaluationRecipe) -> None:
+    def __init__(self, recipe: EvaluationRecipe, tags: InstructFormat | None = None) -> None:
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self._tags = recipe, tags
         self.primary_metric = METRIC
         self._collection = Collection(recipe.collection)
         self._qrels = {query: grades for query, grades in self._collection.qrels(recipe.split).items() if grades}
@@ -77,8 +83,14 @@ class CollectionEvaluator(BaseEvaluator):
         return evaluate(self._run(model), self._qrels, tuple(METRICS))
 
     def _run(self, model: Any) -> Run:
-        settings = {"batch_size": self.recipe.batch_size, "convert_to_tensor": True, "show_progress_bar": False}
-        queries: Tensor = model.encode_query(list(self._queries.values()), **settings).float()  # (Q, D)
+        settings: dict[str, Any] = {
+            "batch_size": self.recipe.batch_size,
+            "convert_to_tensor": True,
+            "show_progress_bar": False,
+        }
+        if self._tags is not None:
+            settings["prompt"] = ""  # queries carry theirs
+        queries: Tensor = model.encode_query(self._asked(model), **settings).float()  # (Q, D)
         scores = torch.empty(len(queries), 0, device=queries.device)
         ids: list[str] = []
         rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
@@ -94,6 +106,14 @@ class CollectionEvaluator(BaseEvaluator):
             query: {ids[row]: score for row, score in zip(found, values, strict=True)}
             for query, found, values in zip(self._queries, rows.tolist(), scores.tolist(), strict=True)
         }
+
+    def _asked(self, model: Any) -> list[str]:
+        """The queries, between their tags where the model is trained with them; only the query is ever cut."""
+        queries = list(self._queries.values())
+        if self._tags is None:
+            return queries
+        prompt = self._tags.before(self.recipe.instruction or None)
+        return InContextPrompter(plain_tokenizer(model), self._tags, prompt, "", model.max_seq_length).texts(queries)
 
     def _portions(self) -> Iterator[tuple[list[str], list[str]]]:
         names: list[str] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -44,14 +44,10 @@ def write_start_folder(backbone: Path, out: Path, *, bidirectional: bool) -> Non
         ModelFolderError: the backbone is not a complete folder.
         AttentionDirectionError: an encoder that cannot be made causal.
     """
-    config = read_json(backbone / "config.json")
+    config = check_direction(backbone, bidirectional=bidirectional)
     kind = config.get("model_type")
     if kind == "llama":
         check_llama_weights(backbone, config)
-    if kind not in DECODERS and not bidirectional:
-        raise AttentionDirectionError(
-            f"{backbone} is a {kind}, in which every token sees every other; set bidirectional, or pass a decoder."
-        )
     files = weight_files(backbone)
     tokenizer = load_tokenizer(backbone, set_ends=False)
     out.mkdir(parents=True, exist_ok=True)
@@ -69,6 +65,22 @@ def write_start_folder(backbone: Path, out: Path, *, bidirectional: bool) -> Non
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def check_direction(backbone: Path, *, bidirectional: bool) -> dict[str, Any]:
+    """Configuration of a backbone that can attend in this direction.
+
+    Raises:
+        ModelFolderError: there is no configuration, or it is damaged.
+        AttentionDirectionError: an encoder that cannot be made causal.
+    """
+    config = read_json(backbone / "config.json")
+    kind = config.get("model_type")
+    if kind not in DECODERS and not bidirectional:
+        raise AttentionDirectionError(
+            f"{backbone} is a {kind}, in which every token sees every other; set bidirectional, or pass a decoder."
+        )
+    return config
+
+
 def set_tokenizer_ends(folder: Path) -> None:
     """Let the folder's tokenizer put BOS (where it has one) and EOS around every text, also a truncated one.
 
@@ -81,22 +93,51 @@ def set_tokenizer_ends(folder: Path) -> None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelFolderError(f"{path} is missing; pass a folder with its tokenizer.")
-    named = read_json(folder / "tokenizer_config.json")
     tokenizer = Tokenizer.from_file(str(path))
-    bos, eos, padding = (_content(named.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
+    _set_ends(tokenizer, folder)
+    tokenizer.save(str(path))
+    named = read_json(folder / "tokenizer_config.json")
+    if _content(named.get("pad_token")) is None:
+        padded = named | {"pad_token": _content(named["eos_token"])}
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(padded, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+
+def encoder_tokenizer(backbone: Path, tokens: Sequence[str] = ()) -> Tokenizer:
+    """The tokenizer that a start folder of this backbone will have; it neither pads nor cuts.
+
+    Args:
+        backbone: folder of a model.
+        tokens: special tokens that it will be given.
+
+    Raises:
+        ModelFolderError: as `set_tokenizer_ends`, or a damaged file.
+    """
+    tokenizer = load_tokenizer(backbone, set_ends=False)
+    if read_json(backbone / "config.json").get("model_type") in DECODERS:
+        _set_ends(tokenizer, backbone)
+    _add_tokens(tokenizer, tokens)
+    return tokenizer
+
+
+def _set_ends(tokenizer: Tokenizer, folder: Path) -> None:
+    named = read_json(folder / "tokenizer_config.json")
+    bos, eos = (_content(named.get(f"{name}_token")) for name in ("bos", "eos"))
     if eos is None:
         raise ModelFolderError(f"{folder / 'tokenizer_config.json'} names no eos_token; add it.")
     ends = [end for end in (bos, eos) if end is not None]
     numbers = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(ends)]
     if any(number is None for _, number in numbers):
-        raise ModelFolderError(f"{path} does not know the ends {ends} of tokenizer_config.json; fix one of the two.")
+        raise ModelFolderError(
+            f"The tokenizer in {folder} does not know the ends {ends} of its tokenizer_config.json; fix one of the two."
+        )
     template = ["$A", eos] if bos is None else [bos, "$A", eos]
     tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=numbers)
-    tokenizer.save(str(path))
-    if padding is None:
-        (folder / "tokenizer_config.json").write_text(
-            json.dumps(named | {"pad_token": eos}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+
+
+def _add_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> None:
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
 
 
 def add_special_tokens(folder: Path, tokens: Sequence[str], *, seed: int) -> None:
@@ -111,7 +152,7 @@ def add_special_tokens(folder: Path, tokens: Sequence[str], *, seed: int) -> Non
     """
     path = folder / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+    _add_tokens(tokenizer, tokens)
     tokenizer.save(str(path))
     config = read_json(folder / "config.json")
     rows = max(tokenizer.get_vocab().values()) + 1

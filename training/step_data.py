@@ -6,15 +6,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 
-from training.encoders import tokenise
+from training.encoders import plain_tokenizer, tokenise
 from training.objectives import Labels
 from training.prompts import in_context_documents, in_context_queries
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
     from torch import Tensor
 
     from training.data.batches import TextBatch
@@ -62,11 +62,7 @@ class StepData(Dataset[dict[str, Any]]):
 
     @cached_property
     def _plain_tokenizer(self) -> Tokenizer:
-        """The model's own, which sets BOS and EOS and neither pads nor cuts."""
-        tokenizer = Tokenizer.from_str(self.model.tokenizer.backend_tokenizer.to_str())
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
+        return plain_tokenizer(self.model)
 
     def _tokens(self, texts: list[str], kind: Kind) -> list[Tensor]:
         prompt = (self.model.prompts or {}).get(kind) or ""

@@ -15,6 +15,7 @@ import torch
 from drama_models import checkpoints
 from drama_models.errors import TrainingError
 from drama_models.folders import atomic_folder
+from drama_models.profile import DOCUMENT_PROMPTS
 from drama_models.prompts import write_format
 from drama_models.provenance import read_provenance, write_provenance
 from training.data.datasets import open_datasets
@@ -103,7 +104,11 @@ def open_plan(recipe: TrainRecipe, arguments: SentenceTransformerTrainingArgumen
         RecipeError: as `open_datasets` and `BatchPlan`.
     """
     datasets = open_datasets(
-        recipe.datasets, batch_size=recipe.batch_size, negatives=recipe.negatives, cache=recipe.cache
+        recipe.datasets,
+        batch_size=recipe.batch_size,
+        negatives=recipe.negatives,
+        cache=recipe.cache,
+        lists=recipe.objective.needs_lists,
     )
     return BatchPlan(datasets, seed=recipe.seed, world_size=arguments.world_size, rank=arguments.process_index)
 
@@ -133,13 +138,16 @@ def build(recipe: TrainRecipe) -> SentenceTransformer:
     """
     work = checkpoints.checkpoint_folder(recipe.out)
     document_start = work / "document_start" if recipe.document_backbone else None
-    model = build_encoder(work / "start", recipe.encoder, document_start=document_start, device=recipe.device)
+    settings = recipe.in_context
+    encoder = replace(recipe.encoder, max_length=settings.document_max_length) if settings else recipe.encoder
+    model = build_encoder(work / "start", encoder, document_start=document_start, device=recipe.device)
     dims = recipe.objective.dims
     check_dims(dims, model.get_embedding_dimension() or 0)
     for backbone in backbones(model):
         backbone.config.matryoshka_dimensions = sorted(dims, reverse=True)
-    if recipe.in_context:
-        model.prompts = {}  # what precedes a query depends on its task
+    if settings:  # what precedes a query depends on its task: one of the datasets, or another in words
+        told = [row for row in recipe.datasets if row.instruction and row.name not in DOCUMENT_PROMPTS]
+        model.prompts = {dataset.name: settings.tags.before(dataset.instruction) for dataset in told}
     return model
 
 
