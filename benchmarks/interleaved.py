@@ -22,10 +22,15 @@ class Measured:
 
     seconds: list[float] = field(default_factory=list)
     """Of each round."""
-    result: Any = None
-    """What the last round returned."""
+    results: list[Any] = field(default_factory=list)
+    """What each round returned."""
     peak_mib: float = 0.0
     """Largest resident memory of its process."""
+
+    @property
+    def result(self) -> Any:
+        """What the last round returned; None before the first."""
+        return self.results[-1] if self.results else None
 
 
 def interleave(
@@ -51,8 +56,9 @@ def interleave(
     for number in range(rounds):
         for name in list(systems) if number % 2 == 0 else reversed(list(systems)):
             pipes[name].send("run")
-            seconds, measured[name].result = pipes[name].recv()
+            seconds, result = pipes[name].recv()
             measured[name].seconds.append(seconds)
+            measured[name].results.append(result)
             print(f"round {number + 1}/{rounds} | {name} | {seconds:.2f} s", file=sys.stderr, flush=True)  # noqa: T201
     for name, pipe in pipes.items():
         pipe.send("stop")

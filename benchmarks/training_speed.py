@@ -118,7 +118,7 @@ def tokens_of(start: Path, collection: Path, queries: int, rounds: int) -> list[
 
 
 def measure(collection: Path, queries: int, rounds: int) -> dict[str, Any]:
-    """Steps and real tokens a second, peak memory, losses, and the ratio of the medians."""
+    """Steps and real tokens a second, peak memory, loss by step, and the median of the rounds' ratios."""
     with tempfile.TemporaryDirectory() as work:
         start = Path(work) / "start"
         write_start_folder(SOURCE, start, bidirectional=True)
@@ -131,14 +131,16 @@ def measure(collection: Path, queries: int, rounds: int) -> dict[str, Any]:
             "steps_per_second": round(1 / statistics.median(found.seconds), 4),
             "tokens_per_second": round(sum(tokens) / sum(found.seconds)),
             "peak_mib": round(found.peak_mib),
-            "last_loss": round(found.result, 5),
+            "losses": [round(loss, 5) for loss in found.results],
         }
         for name, found in measured.items()
     }
     stock, ours = (measured[name].seconds for name in systems)
+    pairs = zip(*(measured[name].results for name in systems), strict=True)
     return {
         "systems": rows,
         "ratio": round(statistics.median(a / b for a, b in zip(stock, ours, strict=True)), 2),
+        "largest_difference_of_losses": round(max(abs(one - other) for one, other in pairs), 6),
         "tokens": {"mean_of_a_step": round(statistics.mean(tokens)), "texts_of_a_step": 2 * queries},
         "settings": {
             "model": "demo/source, bidirectional", "dims": DIMS, "temperature": TEMPERATURE, "max_length": MAX_LENGTH,
