@@ -9,9 +9,8 @@ Li et al., 2024, "Making Text Embedders Few-Shot Learners", https://arxiv.org/ab
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from drama_models.tokenisation import checked_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
@@ -224,13 +222,6 @@ def choose_examples(
     if chosen and (profile.instruct is None or profile.instruct.response is None):
         raise PromptError("This model was not trained with examples in front of a query; leave out examples=.")
     return chosen
-
-
-def write_format(folder: Path, tags: InstructFormat) -> None:
-    """Put the tags into a model folder, where `read_format` finds them."""
-    path = folder / "config_sentence_transformers.json"
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(stored | {"instruct_format": asdict(tags)}, indent=2) + "\n", encoding="utf-8")
 
 
 def read_format(stored: Mapping[str, Any]) -> InstructFormat:

@@ -6,8 +6,10 @@ begin anew but for the weights (arXiv 2302.07452, section 4).
 
 from __future__ import annotations
 
+import json
+import shutil
 from bisect import bisect_left
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +17,8 @@ import torch
 from drama_models import checkpoints
 from drama_models.errors import TrainingError
 from drama_models.folders import atomic_folder
-from drama_models.profile import DOCUMENT_PROMPTS
-from drama_models.prompts import write_format
+from drama_models.model_folder import read_json
+from drama_models.profile import DOCUMENT_PROMPTS, EXAMPLES
 from drama_models.provenance import read_provenance, write_provenance
 from training.data.datasets import open_datasets
 from training.data.sampling import BatchPlan
@@ -109,6 +111,7 @@ def open_plan(recipe: TrainRecipe, arguments: SentenceTransformerTrainingArgumen
         negatives=recipe.negatives,
         cache=recipe.cache,
         lists=recipe.objective.needs_lists,
+        title_separator=recipe.encoder.title_separator,
     )
     return BatchPlan(datasets, seed=recipe.seed, world_size=arguments.world_size, rank=arguments.process_index)
 
@@ -147,7 +150,8 @@ def build(recipe: TrainRecipe) -> SentenceTransformer:
         backbone.config.matryoshka_dimensions = sorted(dims, reverse=True)
     if settings:  # what precedes a query depends on its task: one of the datasets, or another in words
         told = [row for row in recipe.datasets if row.instruction and row.name not in DOCUMENT_PROMPTS]
-        model.prompts = {dataset.name: settings.tags.before(dataset.instruction) for dataset in told}
+        own = {row.name: settings.tags.before(row.instruction) for row in told}
+        model.prompts = recipe.encoder.prompts | own
     return model
 
 
@@ -184,8 +188,7 @@ def _write_folder(
     merge_lora(model)
     with atomic_folder(recipe.out) as partial:
         model.save_pretrained(str(partial), create_model_card=False)
-        if recipe.in_context:
-            write_format(partial, recipe.in_context.tags)
+        _write_profile(source, recipe, partial)
         checkpoints.keep_log(recipe.out, partial)
         write_provenance(
             partial,
@@ -196,6 +199,19 @@ def _write_folder(
             parent=source.backbone,
         )
     checkpoints.remove_checkpoints(recipe.out)
+
+
+def _write_profile(source: TrainRecipe, recipe: TrainRecipe, folder: Path) -> None:
+    """What sentence-transformers' files have no word for: tags, stored examples, what stands behind a title."""
+    path = folder / "config_sentence_transformers.json"
+    stored = read_json(path)
+    if recipe.in_context:
+        stored["instruct_format"] = asdict(recipe.in_context.tags)
+    if recipe.encoder.title_separator:
+        stored["title_separator"] = f" {recipe.encoder.title_separator} "
+    path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    if source.continue_retriever and (source.backbone / EXAMPLES).is_file():
+        shutil.copy(source.backbone / EXAMPLES, folder / EXAMPLES)
 
 
 def _inputs(recipe: TrainRecipe) -> dict[str, Path]:

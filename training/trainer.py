@@ -62,8 +62,8 @@ class RetrieverTrainer(SentenceTransformerTrainer):
         loss: StepLoss,
         starts: Sequence[int] = (0,),
     ) -> None:
-        tags = recipe.in_context.tags if recipe.in_context else None
-        evaluator = CollectionEvaluator(recipe.evaluation, tags) if recipe.evaluation else None
+        tags, separator = recipe.in_context and recipe.in_context.tags, recipe.encoder.title_separator
+        evaluator = CollectionEvaluator(recipe.evaluation, tags, separator) if recipe.evaluation else None
         super().__init__(model=model, args=arguments, loss=loss, evaluator=evaluator)
         self.recipe, self.data, self.step_loss, self.starts = recipe, data, loss, starts
         for callback in (PrinterCallback, ProgressCallback):

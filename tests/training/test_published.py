@@ -8,19 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoTokenizer
 
-from drama_models import Encoder, Profile
+from drama_models import Collection, Encoder, Profile, evaluate
 from drama_models.prompts import IN_CONTEXT, INSTRUCTED
 from drama_models.tokenisation import load_tokenizer
-from tests.conftest import TEXTS, make_llama
+from tests.conftest import TEXTS, make_llama, train_recipe
 from tests.drama_models.published_models import WEB_SEARCH, write_bge_en_icl, write_bge_gemma2, write_dragon
 from tests.training.test_prompts import batch_of
 from training.encoders import Kind, build_encoder, embed, tokenise
+from training.evaluation import EvaluationRecipe
+from training.objectives import Contrastive
 from training.prompts import InContextSettings, in_context_documents, in_context_queries
 from training.published import published_encoder
+from training.recipe import ObjectiveRecipe
 from training.start import add_special_tokens, write_start_folder
+from training.train import as_published, open_plan, train
+from training.trainer import training_arguments
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,6 +56,35 @@ def test_dragon_trains_on_as_two_encoders(tmp_path: Path) -> None:
     assert np.abs(after.encode_queries(QUERIES) - before.encode_queries(QUERIES)).max() > 1e-3
     assert np.abs(after.encode_documents(DOCUMENTS) - before.encode_documents(DOCUMENTS)).max() > 1e-3
     assert (after.profile.pooling, after.profile.normalise) == ("cls", False)
+
+
+def test_a_trained_dragon_reads_titles_as_the_published_one(
+    collection_folder: Path, examples_file: Path, tmp_path: Path
+) -> None:
+    query, _context = write_dragon(tmp_path)
+    plain = train_recipe(
+        query, collection_folder, examples_file, tmp_path / "made", continue_retriever=True, learning_rate=0.0,
+        objective=ObjectiveRecipe(contrastive=Contrastive(similarity="dot", temperature=1.0)),
+        evaluation=EvaluationRecipe(collection=collection_folder, split="test", every=2),
+    )  # fmt: skip
+    recipe = as_published(plain)
+    batch = open_plan(recipe, training_arguments(recipe)).batch(0)
+    assert all("[SEP]" in text for text, absent in zip(batch.documents, batch.absent, strict=True) if not absent)
+    figures = train(plain)["figures"]
+    before, after = Encoder.from_pretrained(query), Encoder.from_pretrained(tmp_path / "made", runtime="torch")
+    assert (
+        before.document_encoder.profile.title_separator == after.document_encoder.profile.title_separator == " [SEP] "
+    )
+    documents, queries = list(Collection(collection_folder).documents()), Collection(collection_folder).queries()
+    qrels = Collection(collection_folder).qrels("test")
+    found = {}
+    for separator in (" [SEP] ", " "):
+        vectors = before.encode_documents([row.joined(separator) for row in documents])
+        scores = before.encode_queries([queries[key] for key in qrels]) @ vectors.T
+        rows = (dict(zip((row.id for row in documents), map(float, values), strict=True)) for values in scores)
+        found[separator] = evaluate(dict(zip(qrels, rows, strict=True)), qrels)["ndcg@10"]
+    assert figures["best_ndcg@10"] == pytest.approx(found[" [SEP] "], abs=1e-6)  # a rate of 0 changes nothing
+    assert figures["best_ndcg@10"] != pytest.approx(found[" "], abs=1e-4)
 
 
 def test_bge_en_icl_trains_on_with_examples(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class DatasetRecipe:
     use_examples: bool = True
     """Whether queries may carry solved examples from their batch."""
     title_separator: str = ""
-    """Between title and text, such as [SEP] for DRAGON; a space by default."""
+    """Between title and text; the encoder's by default."""
 
     def __post_init__(self) -> None:
         where = f"Dataset {self.name!r}"
@@ -220,6 +220,7 @@ def open_datasets(
     negatives: int = NEGATIVES,
     cache: Path | None = None,
     lists: bool = False,
+    title_separator: str = "",
 ) -> list[TrainingDataset]:
     """Open every dataset of a mixture; caches are built where they are missing or stale.
 
@@ -229,6 +230,7 @@ def open_datasets(
         negatives: hard negatives of a query, where a dataset does not say.
         cache: folder for the caches; `.cache` in each collection by default.
         lists: whether every query needs a list of scored documents, for a listwise objective.
+        title_separator: between title and text, where a dataset does not say.
 
     Raises:
         RecipeError: no dataset, two of one name, or weights for some only.
@@ -244,7 +246,8 @@ def open_datasets(
     if len(weighted) not in (0, len(recipes)):
         without = ", ".join(name for name in names if name not in weighted)
         raise RecipeError(f"{', '.join(weighted)} have a weight, {without} have none; set it for all or for none.")
-    return [_open(recipe, batch_size, negatives, cache, lists) for recipe in recipes]
+    told = [replace(recipe, title_separator=recipe.title_separator or title_separator) for recipe in recipes]
+    return [_open(recipe, batch_size, negatives, cache, lists) for recipe in told]
 
 
 def _open(recipe: DatasetRecipe, batch_size: int, negatives: int, cache: Path | None, lists: bool) -> TrainingDataset:
