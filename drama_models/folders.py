@@ -114,6 +114,12 @@ def disk_is_full(error: Exception) -> bool:
     return any(code in text for code in (*codes, *words))
 
 
+def may_not_write(error: Exception) -> bool:
+    """Whether an error says that a place cannot be written to: no permission, a read-only disk, no folder possible."""
+    refused = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+    return isinstance(error, OSError) and error.errno in refused
+
+
 def inside(folder: str | Path, name: str) -> Path:
     """A path below `folder` for a name that came from input.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +42,28 @@ class Settings:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Settings that may be left out as a whole."""
+
+    height: int = 0
+    """How high."""
+
+    def __post_init__(self) -> None:
+        if self.height < 0:
+            raise ValueError(f"height={self.height} must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perhaps:
+    """Settings with such a part."""
+
+    out: Path
+    """Folder to make."""
+    perhaps: Part | None = None
+    """The part."""
 
 
 @pytest.fixture
@@ -120,3 +144,20 @@ def test_options_do_not_depend_on_the_source_on_disk(
     source.write_text("class Endpoint(:\n" * 20, encoding="utf-8")  # being edited
     stage = parse_recipe(module.Stage, ["--llm.url=http://h/v1"], command="x")
     assert stage.llm.url == "http://h/v1"
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_place_that_is_not_ours_is_no_traceback(code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(_: list[str]) -> str:
+        raise OSError(code, os.strerror(code), "/somewhere/out")
+
+    assert run_command("room", {"make": (command, "makes it")}, ["make"]) == 2
+    refused = f"error: /somewhere/out cannot be used ({os.strerror(code)}); check that it is the path you mean"
+    assert capsys.readouterr().err == f"{refused}, and its permissions.\n"
+
+
+def test_optional_parts_say_what_is_wrong_with_them_and_where(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("out: made\n\nperhaps:\n  height: -1\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"^[^ ]*recipe\.yaml, line 4: height=-1 must not be negative\.$"):
+        load_recipe(Perhaps, path)

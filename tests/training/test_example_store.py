@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -101,3 +102,19 @@ def test_a_file_without_examples_and_no_file_are_refused(folder: Path) -> None:
         open_store(folder, "")
     with pytest.raises(CollectionError, match="no training examples"):
         ExampleStore(folder / "absent.jsonl", corpus_store(folder, folder / "cache"), folder / "cache")
+
+
+@pytest.mark.parametrize("keep", [slice(0, 60), slice(20, None)])
+def test_a_gzip_file_that_is_none_or_cut_is_refused(folder: Path, keep: slice) -> None:
+    path = folder / "e.jsonl.gz"
+    path.write_bytes(gzip.compress(f"{json.dumps(GOOD)}\n".encode() * 100)[keep])
+    with pytest.raises(CollectionError, match=r"e\.jsonl\.gz is not a whole gzip file .*; fetch or pack it again"):
+        ExampleStore(path, corpus_store(folder, folder / "cache"), folder / "cache")
+
+
+def test_a_cache_that_cannot_be_written_is_refused(folder: Path) -> None:
+    write_lines(folder / "e.jsonl", GOOD)
+    documents = corpus_store(folder, folder / "cache")
+    (folder / "file").touch()  # no folder can be made in it, by nobody
+    with pytest.raises(CollectionError, match=r"file/cache cannot be written .*; set `cache` to a folder that can"):
+        ExampleStore(folder / "e.jsonl", documents, folder / "file" / "cache")

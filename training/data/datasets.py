@@ -7,6 +7,7 @@ queries' documents are negatives, how many queries make a batch and how many doc
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -146,7 +147,7 @@ class DatasetRecipe:
             raise ValueError(f"{where} has {len(self.teachers)} teachers; keep one, or set another supervision.kind.")
         if len({teacher.name for teacher in self.teachers}) < len(self.teachers):
             raise ValueError(f"{where} has two teachers of one name; give each its own.")
-        if self.weight is not None and not self.weight > 0:
+        if self.weight is not None and not 0 < self.weight < math.inf:
             raise ValueError(f"{where} has weight={self.weight}; it must be positive, or drop the dataset.")
         if (self.batch_size or 1) < 1 or (self.negatives or 0) < 0:
             raise ValueError(

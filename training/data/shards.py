@@ -12,6 +12,7 @@ import gzip
 import json
 import os
 import shutil
+import zlib
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -20,7 +21,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from drama_models.errors import CollectionError
-from drama_models.folders import atomic_file
+from drama_models.folders import atomic_file, may_not_write
 from training.data.mapped import MappedFile
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ def build_shards(
             (work / "building.json").rename(work / MANIFEST)
             shutil.rmtree(folder, ignore_errors=True)
             work.rename(folder)
-    except PermissionError as error:
+    except OSError as error:
+        if not may_not_write(error):
+            raise
         raise CollectionError(
             f"{folder.parent} cannot be written ({error}); set `cache` to a folder that can."
         ) from None
@@ -165,6 +168,13 @@ def _write_shards(work: Path, shards: Iterable[tuple[Place, pa.RecordBatch]], so
 
 
 def _blocks(source: Path, start: Place, group: Callable[[bytes], bytes] | None) -> Iterator[Block]:
+    try:
+        yield from _blocks_unchecked(source, start, group)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise CollectionError(f"{source} is not a whole gzip file ({error}); fetch or pack it again.") from None
+
+
+def _blocks_unchecked(source: Path, start: Place, group: Callable[[bytes], bytes] | None) -> Iterator[Block]:
     opener = gzip.open if source.suffix == ".gz" else open
     with cast(IO[bytes], opener(source, "rb")) as file:
         file.seek(start.offset)
