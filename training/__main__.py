@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules load is no traceback; `run_command` takes over
 
 from drama_models.recipe import parse_recipe, run_command
 from training.augment.commands import COMMANDS as AUGMENT_COMMANDS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DRY_RUN = "--dry-run"
 
@@ -26,7 +31,14 @@ def _train(arguments: list[str]) -> str:
         return f"{forecast(recipe)}\nnothing was trained; next: the same command without {DRY_RUN}"
     figures = train(recipe)["figures"]
     made = f"made {recipe.out} from {figures['examples']:,} examples in {figures['steps']:,} steps"
-    return f"{made}; next: python -m export release --retriever {recipe.out} --out RELEASE"
+    release = f"python -m export release --retriever {recipe.out} --out RELEASE"
+    return f"{made}; next: {release if _is_llama(recipe.out) else f'drama index COLLECTION INDEX --model {recipe.out}'}"
+
+
+def _is_llama(folder: Path) -> bool:
+    """Whether a retriever is one that a release is made of."""
+    config = folder / "config.json"
+    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "llama"
 
 
 def _specialise(arguments: list[str]) -> str:

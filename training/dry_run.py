@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel
 
 from drama_models.hardware import train_in_bf16
 from drama_models.prompts import token_ids
-from training.encoders import check_targets
+from training.lora import check_targets, is_target
 from training.prompts import in_context_documents, in_context_queries
 from training.start import check_direction, encoder_tokenizer
 from training.train import as_published, check_dims, open_plan, steps_of
@@ -22,7 +22,7 @@ from training.trainer import training_arguments
 
 if TYPE_CHECKING:
     from training.data.sampling import BatchPlan
-    from training.encoders import Lora
+    from training.lora import Lora
     from training.recipe import TrainRecipe
 
 SAMPLED_STEPS = 4
@@ -117,7 +117,7 @@ def lora_parameters(backbone: torch.nn.Module, lora: Lora) -> int:
         for name, module in backbone.named_modules()
         if isinstance(module, torch.nn.Linear)
         and not name.startswith("pooler")
-        and (lora.targets is None or name.rpartition(".")[2] in lora.targets)
+        and is_target(name, lora.targets)
     )
 
 

@@ -6,7 +6,7 @@ attention of inference where the backbone can run it and with padding where it c
 backbone was stored in; bfloat16 is autocast's affair.
 
 Two encoders with separate weights from one checkpoint: DRAGON (arXiv 2302.07452). Causal with the state of EOS and
-LoRA of rank 64: bge-en-icl (arXiv 2409.15700). LoRA: Hu et al., 2021, https://arxiv.org/abs/2106.09685.
+LoRA: bge-en-icl (arXiv 2409.15700).
 
 n texts, T tokens of all of them, D embedding size.
 """
@@ -26,8 +26,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from drama_models.attention import PACKED, enable_packing, first_position, pack, sees_later_tokens
-from drama_models.errors import AttentionDirectionError, DeviceError, MissingExtraError, TrainingError
+from drama_models.errors import AttentionDirectionError, DeviceError, TrainingError
 from drama_models.layout import find_layouts
+from training.lora import Lora, add_updates, merge_updates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,26 +39,6 @@ KINDS: tuple[Kind, ...] = ("query", "document")
 POOLING_MODES = {"mean": "mean", "last": "lasttoken", "cls": "cls"}  # our words, sentence-transformers' words
 ADAPTERS = "adapter_model.safetensors"  # peft's name
 UNTRAINED = "pooler"  # BERT's head over its first token, which no embedding goes through
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """Low-rank updates beside frozen weights; defaults as in bge-en-icl's paper."""
-
-    rank: int = 64
-    """Of each update."""
-    alpha: float = 32.0
-    """Updates are scaled by alpha / rank."""
-    dropout: float = 0.1
-    """On the input of an update."""
-    targets: tuple[str, ...] | None = None
-    """Names of the linear layers to update, such as q_proj; all linear layers by default."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"rank={self.rank} must be at least 1 and alpha={self.alpha} positive.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1; 0.1 is a usual choice.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,20 +203,10 @@ def load_adapters(model: SentenceTransformer, checkpoint: Path) -> None:
 
 def merge_lora(model: SentenceTransformer) -> None:
     """Fold low-rank updates into the weights, in place: afterwards the model is a plain one and saves as such."""
-    for transformer in _transformers(model):
-        backbone = cast(Any, transformer.auto_model)
-        if not getattr(backbone, "_hf_peft_config_loaded", False):
-            continue
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        for name, module in list(backbone.named_modules()):
-            if isinstance(module, BaseTunerLayer):
-                module.merge()
-                backbone.set_submodule(name, module.get_base_layer())
-        del backbone.peft_config
-        backbone._hf_peft_config_loaded = False
-        for name, weight in backbone.named_parameters():
-            weight.requires_grad_(not name.startswith(UNTRAINED))
+    for backbone in backbones(model):
+        if getattr(backbone, "_hf_peft_config_loaded", False):
+            merge_updates(backbone)
+            _mark_trained(backbone)
 
 
 def _tower(start: Path, recipe: EncoderRecipe) -> list[Any]:
@@ -250,10 +221,9 @@ def _tower(start: Path, recipe: EncoderRecipe) -> list[Any]:
             f"{start} attends {found}ly where the recipe asks for {wanted}: use a start folder of that direction "
             f"(a BERT is always bidirectional), or set bidirectional={not recipe.bidirectional}."
         )
-    for name, weight in backbone.named_parameters():
-        weight.requires_grad_(not name.startswith(UNTRAINED))
+    _mark_trained(backbone)
     if recipe.lora is not None:
-        _add_lora(backbone, recipe.lora)
+        add_updates(backbone, recipe.lora, but=UNTRAINED)
     if recipe.packed:
         enable_packing(backbone)
     if recipe.gradient_checkpointing:
@@ -272,38 +242,9 @@ def _check_device(device: str | None) -> None:
         raise DeviceError(f"device={device!r} is not available here; use {', '.join([*there, 'cpu'])}.")
 
 
-def check_targets(backbone: torch.nn.Module, lora: Lora) -> None:
-    """Whether the backbone has every linear layer that is to be updated; peft is content with one of them.
-
-    Raises:
-        TrainingError: it has not.
-    """
-    linear = {
-        name.rpartition(".")[2] for name, module in backbone.named_modules() if isinstance(module, torch.nn.Linear)
-    }
-    if unknown := sorted(set(lora.targets or ()) - linear):
-        raise TrainingError(
-            f"lora.targets has {unknown[0]!r}, which the backbone does not have; its linear layers are "
-            f"{', '.join(sorted(linear))}."
-        )
-
-
-def _add_lora(backbone: Any, lora: Lora) -> None:
-    check_targets(backbone, lora)
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise MissingExtraError("lora", "workshop") from None
-    backbone.add_adapter(
-        LoraConfig(
-            task_type="FEATURE_EXTRACTION",
-            r=lora.rank,
-            lora_alpha=cast(Any, lora.alpha),
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.targets) if lora.targets else "all-linear",
-            exclude_modules=rf"{UNTRAINED}\..*" if hasattr(backbone, UNTRAINED) else None,
-        )
-    )
+def _mark_trained(backbone: Any) -> None:
+    for name, weight in backbone.named_parameters():
+        weight.requires_grad_(not name.startswith(UNTRAINED))
 
 
 def _transformers(model: SentenceTransformer) -> list[Transformer]:

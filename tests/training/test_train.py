@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 from drama_models import Collection, Encoder, Index, Profile, Retriever, evaluate
 from drama_models.errors import CollectionError, ModelFolderError, TrainingError
 from drama_models.evaluation import write_run
 from drama_models.provenance import chain
-from tests.conftest import TEXTS, train_recipe
+from tests.conftest import TEXTS, make_tokenizer, train_recipe
+from training.__main__ import COMMANDS
 from training.data.datasets import DatasetRecipe
 from training.data.examples import TrainingExample, write_examples
 from training.data.supervision import RankWindows, Supervision, Teacher
@@ -242,3 +244,20 @@ def test_objectives_refuse_nonsense() -> None:
         ObjectiveRecipe(dims=(8, 4), dim_weights=(1.0,))
     with pytest.raises(ValueError, match="objective has no term; set contrastive, listwise or reranker"):
         ObjectiveRecipe(contrastive=None)
+
+
+@pytest.mark.parametrize(("kind", "following"), [("llama", "python -m export release"), ("bert", "drama index")])
+def test_the_command_says_what_it_made_and_what_comes_next(
+    kind: str, following: str, llama_folder: Path, collection_folder: Path, examples_file: Path, tmp_path: Path
+) -> None:
+    backbone = llama_folder
+    if kind == "bert":
+        backbone, tokenizer = tmp_path / "bert", make_tokenizer()
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(backbone)
+        tokenizer.save_pretrained(backbone)
+    dataset = {"name": "a", "task": "retrieval", "collection": str(collection_folder), "examples": str(examples_file)}
+    settings = {"backbone": str(backbone), "datasets": [dataset], "steps": 1, "batch_size": 4, "device": "cpu"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    said = COMMANDS["train"][0]([str(tmp_path / "recipe.yaml"), f"--out={tmp_path / 'made'}"])
+    assert said.startswith(f"made {tmp_path / 'made'} from 96 examples in 1 steps; next: {following} ")
