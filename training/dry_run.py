@@ -115,9 +115,7 @@ def lora_parameters(backbone: torch.nn.Module, lora: Lora) -> int:
     return sum(
         lora.rank * (module.in_features + module.out_features)
         for name, module in backbone.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and not name.startswith("pooler")
-        and is_target(name, lora.targets)
+        if isinstance(module, torch.nn.Linear) and not name.startswith("pooler") and is_target(name, lora.targets)
     )
 
 

@@ -63,6 +63,8 @@ class EncoderRecipe:
     """Prompts of further tasks by name, which the saved model offers too; training does not use them."""
     two_encoders: bool = False
     """Separate weights for queries and documents."""
+    dropout: float | None = None
+    """Of hidden states and attention while training, where the backbone has any; the backbone's own by default."""
     lora: Lora | None = None
     """Train low-rank updates instead of the weights themselves."""
     gradient_checkpointing: bool = False
@@ -73,6 +75,8 @@ class EncoderRecipe:
     def __post_init__(self) -> None:
         if self.max_length < 3:
             raise ValueError(f"max_length={self.max_length} leaves no room between the ends of a text; set at least 3.")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1; leave it out for the backbone's.")
 
 
 def build_encoder(
@@ -222,6 +226,8 @@ def _tower(start: Path, recipe: EncoderRecipe) -> list[Any]:
             f"(a BERT is always bidirectional), or set bidirectional={not recipe.bidirectional}."
         )
     _mark_trained(backbone)
+    if recipe.dropout is not None:
+        _set_dropout(backbone, recipe.dropout)
     if recipe.lora is not None:
         add_updates(backbone, recipe.lora, but=UNTRAINED)
     if recipe.packed:
@@ -240,6 +246,15 @@ def _check_device(device: str | None) -> None:
     there = [name for name in ("cuda", "mps") if getattr(torch, name).is_available()]
     if kind in ("cuda", "mps") and kind not in there:
         raise DeviceError(f"device={device!r} is not available here; use {', '.join([*there, 'cpu'])}.")
+
+
+def _set_dropout(backbone: torch.nn.Module, share: float) -> None:
+    """While training here: the configuration, which is saved, keeps what it says."""
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            cast(Any, module).attention_dropout = share
 
 
 def _mark_trained(backbone: Any) -> None:

@@ -101,7 +101,7 @@ class TrainRecipe:
     """What is minimised."""
     continue_retriever: bool = False
     """Whether the backbone is a retriever whose pooling, prompts, lengths and number of encoders are kept; of `encoder`
-    then only lora, gradient_checkpointing and packed count."""
+    then only dropout, lora, gradient_checkpointing and packed count."""
     in_context: InContextSettings | None = None
     """Instructions and solved examples in front of queries; the encoder's prompts and lengths then do not count."""
     evaluation: EvaluationRecipe | None = None

@@ -93,7 +93,8 @@ def as_published(recipe: TrainRecipe) -> TrainRecipe:
     """
     own, folders = published_encoder(recipe.backbone, recipe.document_backbone)
     given = recipe.encoder
-    encoder = replace(own, lora=given.lora, gradient_checkpointing=given.gradient_checkpointing, packed=given.packed)
+    kept = ("dropout", "lora", "gradient_checkpointing", "packed")
+    encoder = replace(own, **{name: getattr(given, name) for name in kept})
     document_backbone = folders[1] if own.two_encoders else None
     return replace(recipe, encoder=encoder, backbone=folders[0], document_backbone=document_backbone)
 

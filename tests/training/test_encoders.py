@@ -296,9 +296,27 @@ def test_a_tokenizer_without_bos_or_padding_becomes_usable(llama_folder: Path, t
         (lambda: Lora(rank=0), "rank=0 must be at least 1"),
         (lambda: Lora(dropout=1.0), "dropout=1.0 must be at least 0 and below 1"),
         (lambda: EncoderRecipe(max_length=2), "max_length=2 leaves no room"),
+        (lambda: EncoderRecipe(dropout=1.0), "dropout=1.0 must be at least 0 and below 1"),
         (lambda: build_encoder(Path("a"), EncoderRecipe(), document_start=Path("b")), "document_start is for two"),
     ],
 )
 def test_nonsense_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["bert", "padded llama", "bidirectional llama"])
+def test_dropout_is_that_of_the_recipe_and_not_saved(name: str, backbones: dict[str, Path], tmp_path: Path) -> None:
+    def twice(**changes: Any) -> tuple[Tensor, Tensor]:
+        model = built(backbones, name, tmp_path, **changes)
+        model.train()
+        model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+        tokens = tokenise(model, SOME, "query")
+        return embed(model, tokens, "query"), embed(model, tokens, "query")
+
+    config = json.loads((backbones[RECIPES[name][0]] / "config.json").read_text())
+    for share, equal in ((0.0, True), (0.5, False), (None, "bert" not in name)):  # of a BERT 0.1, of a Llama none
+        one, two = twice(dropout=share)
+        assert torch.equal(one, two) == equal
+        saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+        assert all(saved[key] == config[key] for key in config if "dropout" in key)
