@@ -24,7 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(folder: Path, tmp_path: Path, *, lists: bool = True, batch: int = 4, **fields: Any) -> TrainingDataset:
-    recipe = DatasetRecipe(**{"name": "a", "task": "retrieval", "collection": folder} | fields)
+    settings: dict[str, Any] = {"name": "a", "task": "retrieval", "collection": folder} | fields
+    recipe = DatasetRecipe(**settings)
     (dataset,) = open_datasets([recipe], batch_size=batch, negatives=3, cache=tmp_path / "cache", lists=lists)
     return dataset
 
@@ -76,7 +77,7 @@ def test_a_run_whose_list_has_no_hard_negatives_is_named_with_its_line(folder: P
         Teacher(name="cut", run=tmp_path / "cut.run", windows=RankWindows(k=4, positives=1, negatives=2)),
     ]
     assert len(opened(folder, tmp_path, teachers=longer, windows=WINDOWS)) == 8
-    fused = {"teachers": teachers[1:], "supervision": Supervision(kind="fused"), "windows": WINDOWS}
+    fused: dict[str, Any] = {"teachers": teachers[1:], "supervision": Supervision(kind="fused"), "windows": WINDOWS}
     with pytest.raises(
         CollectionError, match=r"Fused lists of .*queries\.jsonl: the list of query 'q5' ends at rank 4"
     ):
