@@ -159,6 +159,14 @@ class TrainRecipe:
         if not self.datasets:
             raise ValueError("datasets is empty; name at least one, with its collection and examples.")
         settings = self.in_context
+        if settings is None and self.evaluation and self.evaluation.instruction:
+            raise ValueError("evaluation.instruction is read in runs with in_context alone; set that, or drop it.")
+        for dataset in self.datasets if settings is None else ():
+            if dataset.instruction:
+                raise ValueError(
+                    f"Dataset {dataset.name!r} has an instruction, which is read in runs with in_context alone; set "
+                    "that, or drop it."
+                )
         if settings and settings.max_examples and settings.query_max_length <= settings.kept_for_query:
             raise ValueError(
                 f"kept_for_query={settings.kept_for_query} leaves no room for examples in "

@@ -26,7 +26,11 @@ def recipe(llama_folder: Path, collection_folder: Path, examples_file: Path, tmp
     return train_recipe(llama_folder, collection_folder, examples_file, tmp_path / "made")
 
 
-PLAIN = {"backbone": "b", "out": "o", "datasets": [{"name": "a", "task": "sts", "collection": "c", "examples": "e"}]}
+PLAIN: dict[str, Any] = {
+    "backbone": "b",
+    "out": "o",
+    "datasets": [{"name": "a", "task": "sts", "collection": "c", "examples": "e"}],
+}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,14 @@ PLAIN = {"backbone": "b", "out": "o", "datasets": [{"name": "a", "task": "sts", 
         (
             {"objective": {"contrastive": {"temperature": 0}}},
             r"^[^ ]*recipe\.yaml, line 10: temperature=0.0 must be positive; 0.02 is a usual choice\.$",
+        ),
+        (
+            {"datasets": [PLAIN["datasets"][0] | {"instruction": "Find it."}]},
+            "Dataset 'a' has an instruction, which is read in runs with in_context alone",
+        ),
+        (
+            {"evaluation": {"collection": "c", "instruction": "x"}},
+            "evaluation.instruction is read in runs with in_context",
         ),
         ({"in_context": {"query_max_length": 512}}, "kept_for_query=512 leaves no room for examples in query_max_len"),
     ],
