@@ -25,6 +25,7 @@ from drama_models.folders import atomic_folder
 from training.augment.mine import MineRecipe, mine, mine_negatives
 from training.data.examples import TrainingExample, read_examples, write_examples
 from training.data.supervision import Teacher
+from training.objectives.specialisation import ScoreRange
 from training.train import train
 
 if TYPE_CHECKING:
@@ -200,17 +201,17 @@ def _human_examples(material: Material) -> Iterator[TrainingExample]:
 
 
 def _scored(material: Material) -> Iterator[TrainingExample]:
-    """The examples with the best teacher's cosines, put on 0 to 1 within each query's list."""
+    """The examples with the best teacher's cosines, put on 0 to 1 by percentiles of all lists, as in the paper."""
     name, folder = list(material.encoders.items())[-1]
     names, documents = _vectors(material, name)
     row_of = {key: row for row, key in enumerate(names)}
     examples = list(read_examples(material.unscored))
     queries = Encoder.from_pretrained(folder).encode_queries([example.query for example in examples])
-    for example, query in zip(examples, queries, strict=True):
-        ids = [*example.positive_ids, *example.negative_ids]
-        scores = documents[[row_of[key] for key in ids]] @ query
-        scaled = (scores - scores.min()) / max(float(np.ptp(scores)), 1e-6)
-        yield replace(example, teacher=name, scores=dict(zip(ids, scaled.tolist(), strict=True)))
+    lists = [[*example.positive_ids, *example.negative_ids] for example in examples]
+    scores = [documents[[row_of[key] for key in ids]] @ query for ids, query in zip(lists, queries, strict=True)]
+    group = ScoreRange.of(np.concatenate(scores))
+    for example, ids, values in zip(examples, lists, scores, strict=True):
+        yield replace(example, teacher=name, scores=dict(zip(ids, group.normalise(values).tolist(), strict=True)))
 
 
 def _vectors(material: Material, name: str) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]:

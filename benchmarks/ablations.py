@@ -176,6 +176,7 @@ def parse_options() -> argparse.Namespace:
     add("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help=f"any of: {', '.join(ROWS)}")
     add("--steps", type=int, default=STEPS, help=f"of every row, each query seen once; default: {STEPS}")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each row; default: 0 1 2")
+    add("--again", action="store_true", help="run the rows anew even where their results are kept")
     add("--work", type=Path, help="folder for what is made once and kept; a temporary one by default")
     add("--out", type=Path, help="results file; default: benchmarks/results/ablations.json, or ablations_N.json")
     options = parser.parse_args()
@@ -229,7 +230,8 @@ def open_record(options: argparse.Namespace, material: Material) -> dict[str, An
     words = ["--rows", *map(shlex.quote, options.rows)] if options.rows != list(ROWS) else []
     teacher = ["--teacher", "MINILM"] if options.teacher else []
     steps = [f"--steps {options.steps}"] if options.steps != STEPS else []
-    command = ["python -m benchmarks.ablations --collection", options.collection.name, *teacher, *steps, *words]
+    again = ["--again"] if options.again else []
+    command = ["python -m benchmarks.ablations --collection", options.collection.name, *teacher, *steps, *again, *words]
     record["commands"] = list(dict.fromkeys([*record["commands"], " ".join(command)]))
     return record | {"machine": machine_record()}
 
@@ -241,7 +243,7 @@ def complete(record: dict[str, Any], options: argparse.Namespace, material: Mate
     for seed in options.seeds:
         for name in rows:
             runs = record["runs"].setdefault(name, {})
-            if str(seed) in runs:
+            if str(seed) in runs and not options.again:
                 continue
             recipe = replace(recipe_of(name, base, material), seed=seed)
             runs[str(seed)] = run_row(recipe, material)
