@@ -151,8 +151,8 @@ def build(recipe: TrainRecipe) -> SentenceTransformer:
         backbone.config.matryoshka_dimensions = sorted(dims, reverse=True)
     if settings:  # what precedes a query depends on its task: one of the datasets, or another in words
         told = [row for row in recipe.datasets if row.instruction and row.name not in DOCUMENT_PROMPTS]
-        own = {row.name: settings.tags.before(row.instruction) for row in told}
-        model.prompts = recipe.encoder.prompts | own
+        model.prompts = {**recipe.encoder.prompts}
+        model.prompts |= {row.name: settings.tags.before(row.instruction) for row in told}
     return model
 
 

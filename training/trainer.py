@@ -62,7 +62,7 @@ class RetrieverTrainer(SentenceTransformerTrainer):
         loss: StepLoss,
         starts: Sequence[int] = (0,),
     ) -> None:
-        tags, separator = recipe.in_context and recipe.in_context.tags, recipe.encoder.title_separator
+        tags, separator = recipe.in_context.tags if recipe.in_context else None, recipe.encoder.title_separator
         evaluator = CollectionEvaluator(recipe.evaluation, tags, separator) if recipe.evaluation else None
         super().__init__(model=model, args=arguments, loss=loss, evaluator=evaluator)
         self.recipe, self.data, self.step_loss, self.starts = recipe, data, loss, starts

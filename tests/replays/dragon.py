@@ -26,7 +26,7 @@ def pools(case: Case, data: Case, tolerance: Tolerance) -> None:
     ours = {}
     for query, ranked in case["input"]["ranked_lists"].items():
         scores = {str(document): score for document, score in ranked}
-        positives, negatives = label_pools(list(scores), WINDOWS)
+        positives, negatives = label_pools([str(document) for document, _ in ranked], WINDOWS)
         if positives:
             ours[query] = {"positives": positives, "negatives": negatives}, scores
     equal(sorted(ours), sorted(case["output"]), "queries")

@@ -82,7 +82,10 @@ def training_prompts(case: Case, data: Case, tolerance: Tolerance) -> None:
     tokenizer = toy_tokenizer(known)
     texts = query_texts(queries, responses, examples, tokenizer, settings)
     if task.name in LIKE_QUERIES:
-        documents = document_texts(documents, rows[0]["prompt"], tokenizer, settings)
+        written = (
+            document_texts(group, row["prompt"], tokenizer, settings) for row, group in zip(rows, groups, strict=True)
+        )
+        documents = [text for group in written for text in group]
     if given["use_teacher_scores"]:
         scored = zip(rows, draws["positive_index"], draws["negative_indices"], strict=True)
         scores = [[row["pos_scores"][p], *(row["neg_scores"][n] for n in drawn)] for row, p, drawn in scored]

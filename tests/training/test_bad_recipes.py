@@ -14,7 +14,8 @@ from drama_models.errors import DeviceError, ModelFolderError, RecipeError, Trai
 from drama_models.recipe import load_recipe
 from tests.conftest import train_recipe
 from training.dry_run import forecast
-from training.encoders import EncoderRecipe, Lora
+from training.encoders import EncoderRecipe
+from training.lora import Lora
 from training.recipe import TrainRecipe
 from training.step_loss import StepLoss
 from training.train import train

@@ -20,7 +20,8 @@ from drama_models import Encoder
 from drama_models.attention import PACKED
 from drama_models.errors import AttentionDirectionError, ModelFolderError, TrainingError
 from tests.conftest import TEXTS, make_tokenizer
-from training.encoders import EncoderRecipe, Kind, Lora, build_encoder, embed, load_adapters, merge_lora, tokenise
+from training.encoders import EncoderRecipe, Kind, build_encoder, embed, load_adapters, merge_lora, tokenise
+from training.lora import Lora
 from training.start import write_start_folder
 
 SOME = [TEXTS[0], TEXTS[3] * 2, TEXTS[5], "short", TEXTS[0] + "!"]

@@ -11,8 +11,9 @@ import pytest
 
 from tests.conftest import train_recipe
 from training import train as training
-from training.encoders import EncoderRecipe, Lora
+from training.encoders import EncoderRecipe
 from training.evaluation import CollectionEvaluator, EvaluationRecipe
+from training.lora import Lora
 
 VALUES = [0.5, 0.4, 0.45, 0.3, 0.9, 0.9, 0.9]  # stops at the fourth evaluation: three in a row below the first
 

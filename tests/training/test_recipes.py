@@ -17,7 +17,8 @@ from drama_models.recipe import load_recipe
 from tests.conftest import TEXTS, make_tokenizer
 from training.data.examples import read_examples, write_examples
 from training.dry_run import forecast
-from training.encoders import Lora, build_encoder
+from training.encoders import build_encoder
+from training.lora import Lora
 from training.recipe import ObjectiveRecipe, TrainRecipe
 from training.start import write_start_folder
 from training.train import train

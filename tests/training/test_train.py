@@ -23,8 +23,9 @@ from training.__main__ import COMMANDS
 from training.data.datasets import DatasetRecipe
 from training.data.examples import TrainingExample, write_examples
 from training.data.supervision import RankWindows, Supervision, Teacher
-from training.encoders import KINDS, EncoderRecipe, Kind, Lora, build_encoder, embed, tokenise
+from training.encoders import KINDS, EncoderRecipe, Kind, build_encoder, embed, tokenise
 from training.evaluation import CollectionEvaluator, EvaluationRecipe
+from training.lora import Lora
 from training.recipe import ObjectiveRecipe, TrainRecipe
 from training.start import write_start_folder
 from training.step_data import StepData
@@ -253,7 +254,12 @@ def test_the_command_says_what_it_made_and_what_comes_next(
     backbone = llama_folder
     if kind == "bert":
         backbone, tokenizer = tmp_path / "bert", make_tokenizer()
-        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        sizes: dict[str, Any] = {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+        }
         BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(backbone)
         tokenizer.save_pretrained(backbone)
     dataset = {"name": "a", "task": "retrieval", "collection": str(collection_folder), "examples": str(examples_file)}

@@ -4,7 +4,7 @@ A document of a query's own list leaves the query's denominator when the teacher
 positive's score, strictly (0.6 in arXiv 2502.19712), or within a margin of it, for scores that may be negative. It
 leaves at every place where it stands in the batch, in any query's list; so do second copies of the positive. Only
 documents of the own list can be judged, since the teacher saw no others. A score of exactly the limit stays, also after
-rounding to float32, in which scores are kept.
+rounding to float32, in which caches keep scores.
 """
 
 from __future__ import annotations
@@ -64,5 +64,7 @@ class FalseNegatives:
         column = labels.positive_column[:, None]
         best = labels.scores.gather(1, column)
         limit = best * self.share if self.share is not None else best - (self.margin or 0.0)
-        rounding = 4 * torch.finfo(torch.float32).eps * best.abs()
+        in_single = labels.scores == labels.scores.float()  # as a cache keeps them, so perhaps rounded to that
+        rounding = torch.where(in_single, *(torch.finfo(kind).eps for kind in (torch.float32, torch.float64)))
+        rounding = 4 * rounding * best.abs()
         return (labels.scores > limit + rounding).scatter(1, column, True) & ~labels.absent.view(labels.scores.shape)

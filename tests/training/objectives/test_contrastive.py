@@ -71,6 +71,14 @@ def test_false_negatives_leave_wherever_they_stand() -> None:
     assert objective(query, document, known).item() == pytest.approx(expected)
 
 
+def test_scores_that_were_never_rounded_are_compared_as_they_are() -> None:
+    """0.6000001 is above 0.6 of 1; in float32 it could not be told from 0.6, which is not."""
+    scores = torch.tensor([[1.0, 0.6000001], [1.0, 0.6], [1.0, torch.tensor(0.6).item()]], dtype=torch.float64)
+    near = Labels(positive=torch.arange(3) * 2, absent=torch.zeros(6, dtype=torch.bool), scores=scores)
+    found = FalseNegatives(share=0.6).mask(near)
+    assert [bool(found[row, 2 * row + 1]) for row in range(3)] == [True, False, False]
+
+
 @pytest.mark.parametrize("kept_in", [torch.float32, torch.float64])
 def test_exactly_the_share_stays_a_negative_in_any_precision(kept_in: torch.dtype) -> None:
     best = torch.arange(1, 101, dtype=torch.float64) / 100
