@@ -65,6 +65,6 @@ class FalseNegatives:
         best = labels.scores.gather(1, column)
         limit = best * self.share if self.share is not None else best - (self.margin or 0.0)
         in_single = labels.scores == labels.scores.float()  # as a cache keeps them, so perhaps rounded to that
-        rounding = torch.where(in_single, *(torch.finfo(kind).eps for kind in (torch.float32, torch.float64)))
-        rounding = 4 * rounding * best.abs()
+        single, double = (torch.finfo(kind).eps for kind in (torch.float32, torch.float64))
+        rounding = torch.where(in_single, single, double) * 4 * best.abs()
         return (labels.scores > limit + rounding).scatter(1, column, True) & ~labels.absent.view(labels.scores.shape)
