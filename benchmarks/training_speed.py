@@ -1,6 +1,6 @@
 """Speed and memory of a contrastive training step with cached gradients, against sentence-transformers' own losses.
 
-    python -m benchmarks.training_speed [--collection BEIR] [--queries 128] [--rounds 5] [--out FILE.json]
+    python -m benchmarks.training_speed [--collection BEIR] [--queries 128] [--rounds 8] [--out FILE.json]
 
 The same model (`demo/source` made bidirectional), the same texts of their natural lengths, the same optimiser, in
 float32: `CachedMultipleNegativesRankingLoss` inside `MatryoshkaLoss` on one side, `training.step_loss` on the other. A
@@ -145,7 +145,7 @@ def measure(collection: Path, queries: int, rounds: int) -> dict[str, Any]:
         "settings": {
             "model": "demo/source, bidirectional", "dims": DIMS, "temperature": TEMPERATURE, "max_length": MAX_LENGTH,
             "queries": queries, "rounds": rounds, "precision": "fp32", "mini_batch_texts": TEXTS_AT_ONCE,
-            "chunk_tokens": TOKENS_AT_ONCE,
+            "chunk_tokens": TOKENS_AT_ONCE, "threads": torch.get_num_threads(),
         },
         "machine": machine_record(),
     }  # fmt: skip
@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--collection", type=Path, default=Path("demo/out/collection"), help="BEIR folder")
     parser.add_argument("--queries", type=int, default=128, help="pairs of a step")
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each system")
+    parser.add_argument("--rounds", type=int, default=8, help="steps of each system")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_speed.json"))
     options = parser.parse_args()
     write_result(options.out, measure(options.collection, options.queries, options.rounds))
