@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from drama_models.errors import AttentionDirectionError, ModelFolderError, PromptError
-from drama_models.layout import EncoderLayout, find_layouts
+from drama_models.layout import PAIRED_SEPARATOR, EncoderLayout, find_layouts
 from drama_models.model_folder import read_json
 from drama_models.prompts import IN_CONTEXT, INSTRUCTED, InContextExample, InstructFormat, read_format
 
@@ -116,10 +116,17 @@ class Profile:
             instruct=instruct,
             prompts=prompts,
             examples=_examples(layout.root / EXAMPLES, instruct),
-            title_separator=stored.get("title_separator", layout.title_separator),
+            title_separator=stored.get("title_separator", _title_separator(layout, tokenizer)),
             most_tokens=_positions(config) if config.get("model_type") in LEARNED_POSITIONS else None,
             default_task=default_task,
         )
+
+
+def _title_separator(layout: EncoderLayout, tokenizer: dict[str, Any]) -> str:
+    """A pair's separator is its tokenizer's own: `</s>` for a RoBERTa."""
+    own = (_optional(layout.backbone / "special_tokens_map.json") | tokenizer).get("sep_token")
+    own = own.get("content") if isinstance(own, dict) else own
+    return f" {own} " if own and layout.title_separator == PAIRED_SEPARATOR else layout.title_separator
 
 
 def is_drama(config: dict[str, Any]) -> bool:

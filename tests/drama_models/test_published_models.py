@@ -21,6 +21,7 @@ from drama_models.cli import main
 from drama_models.collection import Document
 from drama_models.errors import IndexFolderError, ModelFolderError, PromptError
 from drama_models.index import ModelIdentity
+from drama_models.layout import find_layouts
 from tests.conftest import TEXTS
 from tests.drama_models.published_models import WEB_SEARCH, write_bge_en_icl, write_bge_gemma2, write_dragon
 
@@ -126,6 +127,20 @@ def test_commands_put_a_separator_between_title_and_text_for_dragon(
     assert [hit["score"] for hit in hits] == pytest.approx(sorted(scores[0], reverse=True)[:3], rel=1e-4)
     untitled = Document("d", "", "text alone")
     assert (untitled.joined(" [SEP] "), untitled.content) == ("text alone", "text alone")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("token", ["</s>", {"content": "</s>", "lstrip": False}])
+def test_a_pair_of_robertas_has_a_separator_of_its_own(
+    dragon: tuple[Path, Path], tmp_path: Path, name: str, token: object
+) -> None:
+    assert Profile.of(find_layouts(*dragon)[1]).title_separator == " [SEP] "
+    folders = [shutil.copytree(folder, tmp_path / folder.name) for folder in dragon]
+    for folder in folders:
+        path = folder / name
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        path.write_text(json.dumps(settings | {"sep_token": token}), encoding="utf-8")
+    assert Profile.of(find_layouts(*folders)[1]).title_separator == " </s> "
 
 
 def test_a_router_folder_of_sentence_transformers_gives_its_vectors(dragon: tuple[Path, Path], tmp_path: Path) -> None:
