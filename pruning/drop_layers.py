@@ -29,7 +29,7 @@ from pruning.shape import BackboneShape
 from pruning.slicing import write_sliced
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -113,8 +113,7 @@ def drop_layers(recipe: DropLayersRecipe) -> dict[str, Any]:
         )
 
 
-@torch.no_grad()
-def losses_without(model: Any, kept: Sequence[int], batches: Sequence[dict[str, Tensor]]) -> dict[int, float]:
+def losses_without(model: Any, kept: Sequence[int], batches: Sequence[Mapping[str, Tensor]]) -> dict[int, float]:
     """Nats a token of a model cut to some of its layers, without each of these in turn.
 
     Args:
@@ -125,20 +124,25 @@ def losses_without(model: Any, kept: Sequence[int], batches: Sequence[dict[str, 
     Returns:
         By number of the layer that was left out.
     """
-    stack, device = model.model.layers, next(model.parameters()).device
-    rows = sum(len(batch["input_ids"]) for batch in batches)
-    losses = {}
+    stack, losses = model.model.layers, {}
     try:
         for layer in kept:
             model.model.layers = torch.nn.ModuleList([stack[number] for number in kept if number != layer])
-            total = 0.0
-            for batch in batches:
-                given = {name: values.to(device) for name, values in batch.items()}
-                total += model(**given, use_cache=False).loss.item() * len(given["input_ids"])
-            losses[layer] = total / rows
+            losses[layer] = mean_loss(model, batches)
     finally:
         model.model.layers = stack
     return losses
+
+
+@torch.no_grad()
+def mean_loss(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> float:
+    """Nats a token of a causal language model over batches of equally long sequences, `input_ids` and `labels`."""
+    total, rows, device = 0.0, 0, next(model.parameters()).device
+    for batch in batches:
+        given = {name: values.to(device) for name, values in batch.items()}
+        total += model(**given, use_cache=False).loss.item() * len(given["input_ids"])
+        rows += len(given["input_ids"])
+    return total / rows
 
 
 def _masks(shape: BackboneShape, kept: Sequence[int]) -> dict[str, Tensor]:

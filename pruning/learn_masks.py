@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from drama_models.checkpoints import LOG, keep_log, remove_checkpoints
+from drama_models.checkpoints import LOG, keep_log, last_checkpoint, remove_checkpoints
 from drama_models.errors import ModelFolderError, TrainingError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import read_provenance, write_provenance
 from pruning.corpus import Corpus
 from pruning.distributed import whole_model
 from pruning.held_out import held_out_figures
+from pruning.importance import ImportanceSettings, start_from_importance
 from pruning.language_modelling import (
     LanguageModellingRecipe,
     LanguageModellingSettings,
@@ -63,6 +64,13 @@ class LearnMasksSettings(LanguageModellingSettings):
     linear_multiplier_factor: float = 1.0
     """Share of that rate for the multipliers of the linear terms. In a run of a few hundred steps they climb until
     sizes swing far past their targets; 0.1 leaves the lead to the quadratic terms, which pull back."""
+    importance: ImportanceSettings | None = None
+    """How gates are measured, to start in the order of their importance and at the target sizes; by default all start
+    open. `sparsity_warmup_steps: 0` goes with it: there is nothing to warm up to."""
+
+    def measuring_tokens(self, source: BackboneShape) -> int:
+        """Tokens of a source of this shape that are read before the first step."""
+        return self.importance.tokens(source, source.cut_to(self.target)) if self.importance else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +139,13 @@ def learn_masks(recipe: LearnMasksRecipe) -> dict[str, Any]:
 
     model = make()
     trainer = MaskTrainer(recipe, model, corpus)
+    _measure(recipe, trainer, corpus)
     trained = train(recipe, trainer, model.model, corpus)
     whole = whole_model(trainer, model, make)
     if trainer.args.should_save:
         whole.masks.clamp()
         figures = {
+            "measuring_tokens": recipe.measuring_tokens(source),
             "held_out_before": trained.before,
             "proportion_updates": trained.updates,
             "held_out_under_masks": held_out_figures(whole, corpus, **recipe.held_out),
@@ -179,6 +189,13 @@ def load_masks(folder: Path, *, force: bool = False, gates: Gates = "soft") -> d
         )
     values = masks.deterministic(at_target=True)
     return values if gates == "soft" else {name: (value != 0).to(value.dtype) for name, value in values.items()}
+
+
+def _measure(recipe: LearnMasksRecipe, trainer: MaskTrainer, corpus: Corpus) -> None:
+    """Let gates start from their importance where the recipe asks for that; a checkpoint has the gates already."""
+    if recipe.importance is not None and last_checkpoint(recipe.out) is None:
+        model = trainer.model.to(trainer.args.device)
+        start_from_importance(model, corpus, recipe.importance, recipe.seed)
 
 
 def _write_folder(recipe: LearnMasksRecipe, model: MaskedCausalLM, figures: dict[str, Any]) -> None:
