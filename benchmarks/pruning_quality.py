@@ -1,15 +1,15 @@
-"""What learned masks are worth: four ways to a small model from `demo/source`, with the same number of training tokens.
+"""What learned masks are worth: ways to a small model from `demo/source`, with the same number of training tokens.
 
-    python -m benchmarks.pruning_quality [--methods learned ...] [--seeds 0 1 2] [--steps 120 240 480] [--out FILE.json]
+    python -m benchmarks.pruning_quality [--methods learned ...] [--seeds 0 1 2] [--steps 120 240 480 960] [--out FILE]
 
-learned: the demo's mask learning, slicing and recovery. magnitude: evenly spaced layers, and the heads, units and
-coordinates with the largest weights, equally many in each layer. random choice: the same numbers, drawn. random start:
-random weights in the target's shape. A budget counts tokens of both stages: what mask learning reads is taken off the
-recovery of `learned`. Its VARIANTS, which change the demo's settings of mask learning, run where `--methods` names
-them. So do `learned units` and `random units`: the layer is dropped by `pruning.drop_layers` first, whose tokens count
-too, and the rest is learned, or drawn. Reads the demo's corpus (`make demo` first); finished runs are kept in
-the results file, each with its commit, and not run again. A plot is written beside it. Every process works on one
-thread.
+learned: the demo's mask learning, slicing and recovery; its gates start from their importance. importance: cut right
+at that start. open gates: all gates start open, as in Sheared-LLaMA. magnitude: evenly spaced layers, and the heads,
+units and coordinates with the largest weights, equally many in each layer. random choice: the same numbers, drawn.
+random start: random weights in the target's shape. A budget counts tokens of both stages: what was read to choose is
+taken off the recovery. VARIANTS of the masks' settings run where `--methods` names them. So do `learned units` and
+`random units`: the layer is dropped by `pruning.drop_layers` first, whose tokens count too, and the rest is learned,
+or drawn. Reads the demo's corpus (`make demo` first); finished runs are kept in the results file, each with its
+commit, and not run again. A plot is written beside it. Every process works on one thread, in float32.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.machine import machine_record, write_result
+from benchmarks.pruning_starts import random_choice, write_start
 from demo.stages import GATES, RECIPES, SOURCE
 from drama_models.errors import CorpusError
 from drama_models.progress import hide_loading_bars
@@ -42,7 +43,6 @@ from pruning.corpus import Corpus
 from pruning.drop_layers import DropLayersRecipe, DropLayersSettings, drop_layers
 from pruning.held_out import held_out_figures
 from pruning.learn_masks import Gates, LearnMasksRecipe, learn_masks, load_masks
-from pruning.masks import mask_shapes
 from pruning.recover import RecoverRecipe, recover
 from pruning.shape import BackboneShape
 from pruning.slicing import slice_folder
@@ -50,86 +50,29 @@ from pruning.slicing import slice_folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from torch import Tensor
-
-METHODS = ("learned", "magnitude", "random choice", "random start")
+METHODS = ("learned", "importance", "open gates", "magnitude", "random choice", "random start")
 UNITS = ("learned units", "random units")  # layers are measured first
 MEASURED = DropLayersSettings(sequences=8, sequence_length=128)
-DAMPED = {
+OPEN: dict[str, Any] = {
+    "importance": None, "steps": 240, "sequence_length": 64, "batch_size": 4, "gradient_accumulation": 1,
+    "warmup_steps": 10, "sparsity_warmup_steps": 100, "mask_learning_rate": 1.0, "multiplier_learning_rate": 1.0,
+    "linear_multiplier_factor": 1.0,
+}  # fmt: skip
+DAMPED = OPEN | {
     "steps": 480, "batch_size": 1, "warmup_steps": 20, "sparsity_warmup_steps": 200, "mask_learning_rate": 0.3,
     "linear_multiplier_factor": 0.1,
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {  # of the demo's mask learning
     "learned": {},
-    "soft gates": {"gates": "soft"},
-    "trained weights": {"learning_rate": 3e-4},
-    "damped": DAMPED,  # half the tokens, twice the draws, multipliers that do not run ahead
+    "open gates": OPEN,
+    "soft gates": OPEN | {"gates": "soft"},
+    "trained weights": OPEN | {"learning_rate": 3e-4},
+    "damped": DAMPED,  # half the tokens of `open gates`, twice the draws, multipliers that do not run ahead
     "damped, slow gates": DAMPED | {"mask_learning_rate": 0.1},
     "learned units": DAMPED,
 }
 DOMAIN, SLICED = "documentation", "sliced"
-
-
-def chosen_masks(scores: dict[str, Tensor], target: BackboneShape, layers: Tensor) -> dict[str, Tensor]:
-    """Masks of ones and zeros: the given layers, and in every layer the units with the highest scores.
-
-    Args:
-        scores: of each gate by dimension, shapes as in `pruning.masks`.
-        target: shape to keep.
-        layers: indices of the layers to keep.
-    """
-    keep = {"hidden": target.hidden_size, "head": target.num_kv_heads, "intermediate": target.intermediate_size}
-    values = {"layer": torch.zeros_like(scores["layer"]).index_fill(0, layers, 1.0)}
-    for name, count in keep.items():
-        top = scores[name].topk(count, dim=-1).indices
-        values[name] = torch.zeros_like(scores[name]).scatter(-1, top, 1.0)
-    return values
-
-
-def magnitudes(shape: BackboneShape) -> dict[str, Tensor]:
-    """Sum of squares of all weights that each gate would remove."""
-    state = AutoModelForCausalLM.from_pretrained(SOURCE, dtype=torch.float32).state_dict()
-    scores = {name: torch.zeros(size) for name, size in mask_shapes(shape).items()}
-    scores["hidden"] += state["model.embed_tokens.weight"].square().sum(0)
-    for layer in range(shape.num_layers):
-        prefix = f"model.layers.{layer}."
-        squares = {
-            name.removeprefix(prefix).rpartition(".")[0]: weight.square()
-            for name, weight in state.items()
-            if name.startswith(prefix) and weight.ndim == 2
-        }
-        for name, square in squares.items():
-            is_output = name.endswith(("o_proj", "down_proj"))
-            scores["hidden"] += square.sum(1 if is_output else 0)
-            units = square.sum(0 if is_output else 1)
-            if name.startswith("self_attn"):
-                scores["head"][layer] += units.unflatten(0, (shape.num_kv_heads, -1)).sum(1)
-            else:
-                scores["intermediate"][layer] += units
-    return scores
-
-
-def write_start(method: str, out: Path, seed: int, model: Path) -> None:
-    """Folder in the target's shape by one of the methods that read no text, cut from a model."""
-    source = BackboneShape.of(AutoConfig.from_pretrained(model))
-    target = source.cut_to(load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml").target)
-    if method == "magnitude":
-        layers = torch.linspace(0, source.num_layers - 1, target.num_layers).round().long()
-        slice_folder(model, chosen_masks(magnitudes(source), target, layers), out, {"method": method})
-        return
-    scores, layers = random_choice(source, target, seed)
-    slice_folder(model, chosen_masks(scores, target, layers), out, {"method": method, "seed": seed})
-    if method == "random start":
-        torch.manual_seed(seed)
-        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(out)).save_pretrained(out)
-        AutoTokenizer.from_pretrained(SOURCE).save_pretrained(out)
-
-
-def random_choice(source: BackboneShape, target: BackboneShape, seed: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Scores of each gate by dimension, and the numbers of the layers to keep."""
-    generator = torch.Generator().manual_seed(seed)
-    scores = {name: torch.rand(size, generator=generator) for name, size in mask_shapes(source).items()}
-    return scores, torch.randperm(source.num_layers, generator=generator)[: target.num_layers].sort().values
+PRECISION = "fp32"  # on every machine the same
 
 
 def dropped_by_random_choice(seeds: Iterable[int]) -> dict[str, list[int]]:
@@ -144,7 +87,7 @@ def mask_recipe(method: str, seed: int, work: Path) -> tuple[LearnMasksRecipe, G
     """The demo's mask learning with the changes of a variant, and the gates to slice with."""
     settings = {"gates": GATES} | VARIANTS[method]
     gates = settings.pop("gates")
-    recipe = load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml")
+    recipe = load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml", precision=PRECISION)
     settings |= {"model": cut_from(method, seed, work), "out": work / f"masks of {method} {seed}"}
     return replace(recipe, seed=seed, save_every=10_000, **settings), gates
 
@@ -172,15 +115,20 @@ def make_start(method: str, seed: int, work: Path) -> dict[str, Any]:
         kept |= measured_layers(model)
     if method not in VARIANTS:
         write_start(method, out, seed, model)
-        return kept
+        return kept | ({} if method in UNITS else dropped_layers(out))
     learn, gates = mask_recipe(method, seed, work)
     sizes = learn_masks(learn)["figures"]["expected_sizes"]
     values = load_masks(learn.out, gates=gates, force=True)  # a variant that misses its sizes is there to be seen
     slice_folder(learn.out, values, out, {})
     kept["expected_sizes"] = {name: round(size["expected"], 1) for name, size in sizes.items()}
-    if "layer" in values:
-        kept["dropped_layers"] = (values["layer"] == 0).nonzero().flatten().tolist()
-    return kept
+    return kept | ({} if method in UNITS else dropped_layers(out))
+
+
+def dropped_layers(sliced: Path) -> dict[str, list[int]]:
+    """Which of the source's layers a sliced folder lacks."""
+    kept = (read_provenance(sliced) or {})["figures"]["kept_layers"]
+    every = range(BackboneShape.of(AutoConfig.from_pretrained(SOURCE)).num_layers)
+    return {"dropped_layers": [layer for layer in every if layer not in kept]}
 
 
 def measured_layers(shallow: Path) -> dict[str, Any]:
@@ -194,15 +142,24 @@ def recover_start(method: str, seed: int, budget: int, work: Path) -> dict[str, 
     hide_loading_bars()
     torch.set_num_threads(1)
     start = work / f"{method} {seed}"
-    recipe = replace(load_recipe(RecoverRecipe, RECIPES / "recover.yaml"), model=start, seed=seed, save_every=10_000)
-    spent = measured_layers(cut_from(method, seed, work))["measuring_tokens"] if method in UNITS else 0
-    if method in VARIANTS:
-        learn, _ = mask_recipe(method, seed, work)
-        spent += learn.steps * learn.batch_size * learn.sequence_length
-    left = budget - spent // (recipe.batch_size * recipe.sequence_length)
-    figures = recover(replace(recipe, steps=left, out=work / f"{method} {seed} {budget}"))["figures"]
+    recipe = load_recipe(RecoverRecipe, RECIPES / "recover.yaml", precision=PRECISION)
+    left = budget - spent_tokens(method, seed, work) // (recipe.batch_size * recipe.sequence_length)
+    changes: dict[str, Any] = {"seed": seed, "steps": left, "save_every": 10_000}
+    figures = recover(replace(recipe, model=start, out=work / f"{method} {seed} {budget}", **changes))["figures"]
     points = {SLICED: figures["held_out_before"], str(budget): figures["held_out"]}
     return {point: round(found[DOMAIN]["perplexity"], 2) for point, found in points.items()}
+
+
+def spent_tokens(method: str, seed: int, work: Path) -> int:
+    """Tokens that a method read before recovery."""
+    source = BackboneShape.of(AutoConfig.from_pretrained(SOURCE))
+    measured = measured_layers(cut_from(method, seed, work))["measuring_tokens"] if method in UNITS else 0
+    if method == "importance":
+        return load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml").measuring_tokens(source)
+    if method not in VARIANTS:
+        return measured
+    learn, _ = mask_recipe(method, seed, work)
+    return measured + learn.measuring_tokens(source) + learn.steps * learn.batch_size * learn.sequence_length
 
 
 def source_perplexities() -> dict[str, Any]:
@@ -238,8 +195,8 @@ def parse_options() -> argparse.Namespace:
         "--steps",
         type=int,
         nargs="+",
-        default=[120, 240, 480],
-        help="budgets, steps of 8 x 128 tokens; default: 120 240 480",
+        default=[120, 240, 480, 960],
+        help="budgets, steps of 8 x 128 tokens; default: 120 240 480 960",
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: every core")
     parser.add_argument(
@@ -255,7 +212,8 @@ def main() -> None:
     recipe = load_recipe(RecoverRecipe, RECIPES / "recover.yaml")
     if not recipe.corpus.is_dir():
         raise CorpusError(f"There is no {recipe.corpus}; run `make demo` to make it.")
-    settings = {"tokens_a_step": recipe.batch_size * recipe.sequence_length, "variants": VARIANTS}
+    tokens = recipe.batch_size * recipe.sequence_length
+    settings = {"tokens_a_step": tokens, "variants": VARIANTS, "precision": PRECISION}
     record: dict[str, Any] = {"benchmark": "pruning_quality", "settings": settings, "commands": [], "runs": {}}
     if options.out.is_file():
         kept = json.loads(options.out.read_text(encoding="utf-8"))
