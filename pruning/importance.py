@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from drama_models.errors import TrainingError
 from pruning.drop_layers import losses_without, mean_loss
 from pruning.hard_concrete import LOG_ALPHA_LIMIT, expected_score
 from pruning.masks import mask_shapes
@@ -69,6 +70,9 @@ def start_from_importance(model: MaskedCausalLM, corpus: Corpus, settings: Impor
         corpus: tokenised text, of which training sequences are read.
         settings: how many.
         seed: of the draw of sequences.
+
+    Raises:
+        TrainingError: a loss that is not a finite number.
     """
     device = next(model.parameters()).device
     data = MixedSequences(corpus, {}, settings.sequence_length, settings.sequences, seed)
@@ -76,6 +80,12 @@ def start_from_importance(model: MaskedCausalLM, corpus: Corpus, settings: Impor
     importance = gate_importance(model, batches)
     if "layer" in importance:
         importance["layer"] = layer_importance(model, batches[: settings.layer_sequences])
+    for name, values in importance.items():
+        if not values.isfinite().all():
+            raise TrainingError(
+                f"The measured importance of {name} is not finite: the source model's loss is not a number on some of "
+                "the text. Look at both; a float16 model that overflows has to be converted first."
+            )
     wanted = mask_shapes(model.masks.target)
     with torch.no_grad():
         for name, log_alpha in model.masks.log_alpha.items():

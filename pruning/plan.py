@@ -43,7 +43,7 @@ class Plan:
     vocabulary: int
     tied: bool
     measuring_tokens: int
-    """Read to decide which layers are dropped; 0 where their gates are learned."""
+    """Read to decide which layers are dropped, and where gates start; 0 where that is all learned."""
     mask_tokens: int
     recover_tokens: int
 
@@ -66,7 +66,7 @@ class Plan:
             for name, shape in (("learn-masks", self.trained), ("recover", self.target))
         ]
         head = f"{'':10}{'hidden':>8}{'layers':>8}{'heads':>7}{'KV':>5}{'inter':>8}{'non-embedding':>16}{'total':>16}"
-        measuring = f"{self.measuring_tokens:,} to measure layers, " if self.measuring_tokens else ""
+        measuring = f"{self.measuring_tokens:,} to measure layers and units, " if self.measuring_tokens else ""
         return [
             f"target: {self.origin}",
             head,
@@ -92,6 +92,7 @@ def plan(recipe: PlanRecipe) -> Plan:
     target = (expanded or source).cut_to(masks.target)
     shallow = replace(expanded or source, num_layers=target.num_layers) if wanted.drops_layers(source) else None
     drop = wanted.drop_layers if shallow else None
+    dropping = drop.tokens(source.num_layers, target.num_layers) if drop else 0
     return Plan(
         origin=wanted.origin,
         source=source,
@@ -100,7 +101,7 @@ def plan(recipe: PlanRecipe) -> Plan:
         target=target,
         vocabulary=config.vocab_size,
         tied=bool(config.tie_word_embeddings),
-        measuring_tokens=drop.tokens(source.num_layers, target.num_layers) if drop else 0,
+        measuring_tokens=dropping + masks.measuring_tokens(shallow or expanded or source),
         mask_tokens=masks.steps * masks.batch_size * masks.sequence_length,
         recover_tokens=recovery.steps * recovery.batch_size * recovery.sequence_length,
     )

@@ -105,7 +105,7 @@ def test_a_run_drops_layers_and_learns_the_rest(llama_folder: Path, corpus_folde
     assert any(line.startswith("shallow") for line in planned.lines())
     measured = (read_provenance(recipe.out / "shallow") or {})["figures"]["tokens"]
     assert planned.measuring_tokens == measured
-    assert planned.lines()[-1].startswith(f"tokens: {measured:,} to measure layers, ")
+    assert planned.lines()[-1].startswith(f"tokens: {measured:,} to measure layers and units, ")
     stages = [stage["stage"] for stage in chain(read_provenance(recipe.backbone))]
     assert stages == ["pruning.drop_layers", "pruning.learn_masks", "pruning.slice", "pruning.recover"]
     with safe_open(tmp_path / "run" / "masks" / MASKS, framework="pt") as masks:

@@ -24,6 +24,11 @@ STAGES: dict[str, dict[str, Any]] = {
         "sparsity_warmup_steps": 4,
         "target": {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 50},
     },
+    "learn-masks from importance": {
+        "sparsity_warmup_steps": 0,
+        "target": {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 50},
+        "importance": {"sequences": 4, "layer_sequences": 2, "sequence_length": 32},
+    },
     "recover": {"save_dtype": "float32"},
 }
 
@@ -45,7 +50,7 @@ def test_a_killed_run_ends_as_if_left_alone(
     settings = SHARED | STAGES[stage] | {name: str(path) for name, path in folders.items()}
     recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    finish(start("pruning", stage, str(recipe), f"--out={whole}"))
+    finish(start("pruning", stage.split()[0], str(recipe), f"--out={whole}"))
 
     def at_step(step: int) -> bool:
         log = log_file(cut)
@@ -55,12 +60,12 @@ def test_a_killed_run_ends_as_if_left_alone(
         return (checkpoint_folder(cut) / ".writing" / "checkpoint-6").is_dir()
 
     for happened in (lambda: at_step(3), writing, lambda: at_step(9)):
-        kill_when(start("pruning", stage, str(recipe), f"--out={cut}"), happened)
+        kill_when(start("pruning", stage.split()[0], str(recipe), f"--out={cut}"), happened)
         assert not cut.exists()
         kept = sorted(checkpoint_folder(cut).glob("checkpoint-*"))
         assert len(kept) <= 2
         assert all(complete(folder) for folder in kept)
-    finish(start("pruning", stage, str(recipe), f"--out={cut}"))
+    finish(start("pruning", stage.split()[0], str(recipe), f"--out={cut}"))
     lines = [
         [json.loads(line) for line in (folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()]
         for folder in (whole, cut)
