@@ -6,10 +6,11 @@ learned: the demo's mask learning, slicing and recovery; its gates start from th
 at that start. open gates: all gates start open, as in Sheared-LLaMA. magnitude: evenly spaced layers, and the heads,
 units and coordinates with the largest weights, equally many in each layer. random choice: the same numbers, drawn.
 random start: random weights in the target's shape. A budget counts tokens of both stages: what was read to choose is
-taken off the recovery. VARIANTS of the masks' settings run where `--methods` names them. So do `learned units` and
-`random units`: the layer is dropped by `pruning.drop_layers` first, whose tokens count too, and the rest is learned,
-or drawn. Reads the demo's corpus (`make demo` first); finished runs are kept in the results file, each with its
-commit, and not run again. A plot is written beside it. Every process works on one thread, in float32.
+taken off the recovery. Where `--methods` names them, VARIANTS of the masks' settings run, and `random hidden`, `random
+heads` and `random intermediate`, which are learned masks with one dimension drawn. In `learned units` and `random
+units` the layer is dropped by `pruning.drop_layers` first, whose tokens count too, and the rest is learned, or drawn.
+Reads the demo's corpus (`make demo` first); finished runs are kept in the results file, each with its commit, and not
+run again. A plot is written beside it. Every process works on one thread, in float32.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.machine import machine_record, write_result
-from benchmarks.pruning_starts import random_choice, write_start
+from benchmarks.pruning_starts import drawn_masks, dropped_by_random_choice, write_start
 from demo.stages import GATES, RECIPES, SOURCE
 from drama_models.errors import CorpusError
 from drama_models.progress import hide_loading_bars
@@ -48,7 +49,7 @@ from pruning.shape import BackboneShape
 from pruning.slicing import slice_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
 METHODS = ("learned", "importance", "open gates", "magnitude", "random choice", "random start")
 UNITS = ("learned units", "random units")  # layers are measured first
@@ -71,21 +72,15 @@ VARIANTS: dict[str, dict[str, Any]] = {  # of the demo's mask learning
     "damped, slow gates": DAMPED | {"mask_learning_rate": 0.1},
     "learned units": DAMPED,
 }
+DRAWN = {"random hidden": "hidden", "random heads": "head", "random intermediate": "intermediate"}  # of `learned`
+LEARNED = (*VARIANTS, *DRAWN)
 DOMAIN, SLICED = "documentation", "sliced"
 PRECISION = "fp32"  # on every machine the same
 
 
-def dropped_by_random_choice(seeds: Iterable[int]) -> dict[str, list[int]]:
-    """Numbers of the layers that each seed leaves out."""
-    source = BackboneShape.of(AutoConfig.from_pretrained(SOURCE))
-    target = source.cut_to(load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml").target)
-    kept = {seed: random_choice(source, target, seed)[1].tolist() for seed in seeds}
-    return {str(seed): sorted(set(range(source.num_layers)) - set(layers)) for seed, layers in kept.items()}
-
-
 def mask_recipe(method: str, seed: int, work: Path) -> tuple[LearnMasksRecipe, Gates]:
     """The demo's mask learning with the changes of a variant, and the gates to slice with."""
-    settings = {"gates": GATES} | VARIANTS[method]
+    settings = {"gates": GATES} | VARIANTS.get(method, {})
     gates = settings.pop("gates")
     recipe = load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml", precision=PRECISION)
     settings |= {"model": cut_from(method, seed, work), "out": work / f"masks of {method} {seed}"}
@@ -113,12 +108,14 @@ def make_start(method: str, seed: int, work: Path) -> dict[str, Any]:
     if method in UNITS:
         write_shallow(model, seed)
         kept |= measured_layers(model)
-    if method not in VARIANTS:
+    if method not in LEARNED:
         write_start(method, out, seed, model)
         return kept | ({} if method in UNITS else dropped_layers(out))
     learn, gates = mask_recipe(method, seed, work)
     sizes = learn_masks(learn)["figures"]["expected_sizes"]
     values = load_masks(learn.out, gates=gates, force=True)  # a variant that misses its sizes is there to be seen
+    if method in DRAWN:
+        values[DRAWN[method]] = drawn_masks(values["layer"].nonzero().flatten(), seed)[DRAWN[method]]
     slice_folder(learn.out, values, out, {})
     kept["expected_sizes"] = {name: round(size["expected"], 1) for name, size in sizes.items()}
     return kept | ({} if method in UNITS else dropped_layers(out))
@@ -156,7 +153,7 @@ def spent_tokens(method: str, seed: int, work: Path) -> int:
     measured = measured_layers(cut_from(method, seed, work))["measuring_tokens"] if method in UNITS else 0
     if method == "importance":
         return load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml").measuring_tokens(source)
-    if method not in VARIANTS:
+    if method not in LEARNED:
         return measured
     learn, _ = mask_recipe(method, seed, work)
     return measured + learn.measuring_tokens(source) + learn.steps * learn.batch_size * learn.sequence_length
@@ -181,14 +178,14 @@ def source_perplexities() -> dict[str, Any]:
 def parse_options() -> argparse.Namespace:
     """What to run and where to keep it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    known = ", ".join(dict.fromkeys([*METHODS, *VARIANTS, *UNITS]))
+    known = list(dict.fromkeys([*METHODS, *LEARNED, *UNITS]))
     parser.add_argument(
         "--methods",
         nargs="+",
         default=list(METHODS),
-        choices=[*METHODS, *VARIANTS, *UNITS],
+        choices=known,
         metavar="METHOD",
-        help=f"any of: {known}; default: the first {len(METHODS)}",
+        help=f"any of: {', '.join(known)}; default: the first {len(METHODS)}",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each method; default: 0 1 2")
     parser.add_argument(

@@ -19,6 +19,7 @@ from pruning.shape import BackboneShape
 from pruning.slicing import slice_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from torch import Tensor
@@ -97,3 +98,18 @@ def random_choice(source: BackboneShape, target: BackboneShape, seed: int) -> tu
     generator = torch.Generator().manual_seed(seed)
     scores = {name: torch.rand(size, generator=generator) for name, size in mask_shapes(source).items()}
     return scores, torch.randperm(source.num_layers, generator=generator)[: target.num_layers].sort().values
+
+
+def drawn_masks(layers: Tensor, seed: int) -> dict[str, Tensor]:
+    """Masks of ones and zeros: the given layers of the source, and units drawn as by `random choice`."""
+    source = BackboneShape.of(AutoConfig.from_pretrained(SOURCE))
+    target = source.cut_to(load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml").target)
+    return chosen_masks(random_choice(source, target, seed)[0], target, layers)
+
+
+def dropped_by_random_choice(seeds: Iterable[int]) -> dict[str, list[int]]:
+    """Numbers of the layers that each seed leaves out."""
+    source = BackboneShape.of(AutoConfig.from_pretrained(SOURCE))
+    target = source.cut_to(load_recipe(LearnMasksRecipe, RECIPES / "learn_masks.yaml").target)
+    kept = {seed: random_choice(source, target, seed)[1].tolist() for seed in seeds}
+    return {str(seed): sorted(set(range(source.num_layers)) - set(layers)) for seed, layers in kept.items()}
