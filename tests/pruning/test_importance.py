@@ -52,8 +52,9 @@ def weight_times_gradient(model: LlamaForCausalLM, batch: dict[str, torch.Tensor
     """Of the weights that each gate scales, by hand from a stock backward pass: v, o, up, down, embedding and norms."""
     model.zero_grad()
     model(**batch).loss.backward()
-    products = {name: (weight * weight.grad).detach() for name, weight in model.named_parameters()}
-    heads, size = model.config.num_key_value_heads, model.config.head_dim
+    weights = model.named_parameters()
+    products = {name: weight.detach() * weight.grad for name, weight in weights if weight.grad is not None}
+    heads = BackboneShape.of(model.config).num_kv_heads
     hidden = products["model.embed_tokens.weight"].sum(0)
     if not model.config.tie_word_embeddings:
         hidden = hidden + products["model.norm.weight"]
@@ -67,7 +68,7 @@ def weight_times_gradient(model: LlamaForCausalLM, batch: dict[str, torch.Tensor
             outputs = outputs + layer["self_attn.o_proj.bias"] + layer["mlp.down_proj.bias"]
         hidden = hidden + outputs + layer["input_layernorm.weight"] + layer["post_attention_layernorm.weight"]
         found["layer"].append(outputs.sum())
-        found["head"].append(value.view(heads, size).sum(1))
+        found["head"].append(value.view(heads, -1).sum(1))
         found["intermediate"].append(up)
     return {"hidden": hidden} | {name: torch.stack(rows) for name, rows in found.items()}
 
