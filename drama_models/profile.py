@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from drama_models.errors import AttentionDirectionError, ModelFolderError, PromptError
@@ -210,10 +211,21 @@ def _positions(config: dict[str, Any]) -> int | None:
 
 
 def _max_length(folder: Path, config: dict[str, Any], *, limit: int | None) -> int:
-    limits = [_positions(config), limit]
-    limits.append(_optional(folder / "sentence_bert_config.json").get("max_seq_length"))
-    limits.append(_optional(folder / "tokenizer_config.json").get("model_max_length"))
-    return int(min(limit for limit in (*limits, 1 << 20) if limit))
+    """Smallest limit that the folder's files set; one that leaves no room between the two ends of a text is refused."""
+    limits = {
+        "sentence_bert_config.json": _optional(folder / "sentence_bert_config.json").get("max_seq_length"),
+        "tokenizer_config.json": _optional(folder / "tokenizer_config.json").get("model_max_length"),
+        "config.json": _positions(config),
+    }
+    name, least = min(
+        ((name, value) for name, value in limits.items() if value), key=itemgetter(1), default=("", 1 << 20)
+    )
+    if least <= 2:
+        raise ModelFolderError(
+            f"{folder / name} limits texts to {least} tokens, which leaves no room between the two ends of a text; "
+            "correct it, or fetch the folder again."
+        )
+    return int(min(least, limit or 1 << 20, 1 << 20))
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def _convert(
     conversion = Conversion(shape, weights, profile, threads=threads)
     tensors, report = conversion.convert(samples, min_cosine)
     try:
-        with atomic_folder(kept) as partial:
+        with atomic_folder(kept, scratch=True) as partial:
             conversion.encoder(tensors, keep_in=partial)
             sizes = {name: (partial / name).stat().st_size for name in (GRAPH_FILE, WEIGHTS_FILE)}
             (partial / REPORT_FILE).write_text(json.dumps({"bytes": sizes, **asdict(report)}), encoding="utf-8")

@@ -92,6 +92,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     llm = ("--llm.url", "http://127.0.0.1:9/v1", "--llm.model", "m", "--llm.attempts", 1)
     out = ("--out", tmp_path / "out")
     chunk = ("chunk", "--model", llama_folder, *out, "--documents")
+    crop = ("crop", "--collection", tmp_path / "passages", "--out")
     mistakes = [
         ((*chunk, tmp_path / "empty"), "holds no documents"),
         ((*chunk, tmp_path / "image.txt"), "1 files skipped (binary: image.txt)"),
@@ -106,8 +107,8 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
         (("mine", "--collection", tmp_path / "passages", "--teacher", tmp_path / "x", *out), "no"),
         (("augment", "--show"), "--show-prompts"),
         (("augment", "--show-prompts", tmp_path / "empty"), "is no folder of prompts"),
-        (("crop", "--collection", tmp_path / "passages", "--out", tmp_path / "image.txt" / "out"), "image.txt: "),
-        (("crop", "--collection", tmp_path / "passages", "--out", tmp_path / "empty"), "empty: Is a directory; check"),
+        ((*crop, tmp_path / "image.txt" / "out"), "image.txt cannot be used ("),
+        ((*crop, tmp_path / "empty"), "empty cannot be used (Is a directory); check"),
     ]
     for words, message in mistakes:
         assert run(*words) == 2, words
