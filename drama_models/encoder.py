@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from functools import cached_property, partial
 from pathlib import Path
@@ -251,14 +252,16 @@ class Encoder:
         return np.asarray(finish(pooled, size, normalise=self.profile.normalise), dtype=np.float32)
 
     def fingerprint(self) -> str:
-        """SHA-256 of configuration, tokenizer and weights, of both encoders where there are two.
+        """SHA-256 of what decides in which space vectors lie: configuration, tokenizer, weights, pooling, prompt.
 
-        The same for every runtime of a folder.
+        The prompt is that of documents: queries may be asked in other words. The same for every runtime of a folder.
         """
-        query = fingerprint(self.layout.backbone)
-        if self.document_encoder.layout == self.layout:
-            return query
-        return hashlib.sha256((query + fingerprint(self.document_encoder.layout.backbone)).encode()).hexdigest()
+        both = (self, self.document_encoder)
+        settings = [(one.profile.pooling, one.profile.normalise) for one in both]
+        documents = self.document_encoder.profile
+        told = [settings, documents.document_prompt, documents.title_separator]
+        backbones = [fingerprint(one.layout.backbone) for one in both]
+        return hashlib.sha256(json.dumps([backbones, *told]).encode()).hexdigest()
 
     def _document_tokenisation(self) -> Tokenisation:
         return partial(self._tokenizer.encode, prompt=self.profile.document_prompt)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules load is no traceback; `run_command` takes over
 
 from drama_models.recipe import parse_recipe, run_command
 

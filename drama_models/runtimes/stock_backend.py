@@ -43,7 +43,7 @@ class StockBackend:
     ) -> None:
         try:
             self.model = _load(folder, profile, config, dtype).to(device).eval()
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             if isinstance(error, ModelFolderError):
                 raise
             raise ModelFolderError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None

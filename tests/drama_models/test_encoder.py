@@ -181,6 +181,18 @@ def test_fingerprint_depends_on_the_weights_and_not_on_the_runtime(release_folde
     assert Encoder.from_pretrained(tmp_path / "copy", verify=False).fingerprint() not in marks
 
 
+@pytest.mark.parametrize(("prompts", "same"), [({"query": "Ask: "}, True), ({"document": "Passage: "}, False)])
+def test_fingerprint_depends_on_the_prompt_of_documents_alone(
+    release_folder: Path, tmp_path: Path, prompts: dict[str, str], same: bool
+) -> None:
+    folder = shutil.copytree(release_folder, tmp_path / "copy", ignore=shutil.ignore_patterns("provenance.json"))
+    path = folder / "config_sentence_transformers.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(stored | {"prompts": stored["prompts"] | prompts}), encoding="utf-8")
+    kept = Encoder.from_pretrained(folder).fingerprint() == Encoder.from_pretrained(release_folder).fingerprint()
+    assert kept is same
+
+
 ODD_PIECES = st.sampled_from(
     [
         "\ud800",

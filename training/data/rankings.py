@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
         "scores": pa.large_list(pa.float32()),
     }
 )
-QUERIES_PER_SCAN = 1 << 20  # of one array, looked through at a time
+QUERIES_PER_SCAN = 1 << 20  # of one array, written or looked through at a time
 
 
 class Rankings:
@@ -266,8 +266,11 @@ def write_list_of_query(path: Path, queries: TextStore) -> Callable[[Path, Shard
     """Writes, for every query row, the number of its list, or -1."""
 
     def finish(folder: Path, table: ShardedTable) -> None:
-        lists = np.memmap(folder / "list_of_query.i64", np.int64, mode="w+", shape=(len(queries),))
-        lists[:] = -1
+        name = folder / "list_of_query.i64"
+        with name.open("wb") as file:  # written before it is mapped: a full disk is then an error, not a signal
+            for start in range(0, len(queries), QUERIES_PER_SCAN):
+                np.full(min(QUERIES_PER_SCAN, len(queries) - start), -1, np.int64).tofile(file)
+        lists = np.memmap(name, np.int64, mode="r+", shape=(len(queries),))
         number = 0
         for rows, lines in zip(table.blocks("query"), table.blocks("line"), strict=True):
             again = lists[rows] >= 0
