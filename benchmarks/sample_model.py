@@ -30,8 +30,10 @@ def write_model(folder: Path, shape: Mapping[str, Any] = SHAPE, max_length: int 
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(SOURCE)
+    tokenizer.model_max_length = max_length
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    LlamaModel(LlamaConfig(**shape, **ends, pad_token_id=tokenizer.pad_token_id)).save_pretrained(folder / "llama")
+    positions = {"max_position_embeddings": max_length, "pad_token_id": tokenizer.pad_token_id}
+    LlamaModel(LlamaConfig(**shape, **ends, **positions)).save_pretrained(folder / "llama")
     tokenizer.save_pretrained(folder / "llama")
     model = folder / "model"
     write_start_folder(folder / "llama", model, bidirectional=True)
