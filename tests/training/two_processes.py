@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,6 +130,14 @@ def process(rank: int, folder: str) -> None:
     """Run every case as one of the processes, and write what it found."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+    run_cases(rank, Path(folder))
+    gc.collect()  # the group goes last: threads of one that models still hold may abort the process at its end
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run_cases(rank: int, folder: Path) -> None:
+    """Every case in a group of processes."""
     for name, case in CASES.items():
         model = DistributedDataParallel(Towers(case), find_unused_parameters=case.find_unused)
         for step in range(case.steps):
@@ -136,10 +145,9 @@ def process(rank: int, folder: str) -> None:
             with nullcontext() if last else model.no_sync():
                 loss = objectives()[case.objective](*gather_batch(*embeddings(model, case, rank)))
                 loss.backward()
-        save_file(found(model, loss), Path(folder) / f"{name} {rank}.safetensors")
+        save_file(found(model, loss), folder / f"{name} {rank}.safetensors")
     differing = labels(in_batch_negatives=rank == 0)
     try:
         gather_batch(torch.zeros(4, DIM), torch.zeros(12, DIM), differing)
     except TrainingError as error:
-        (Path(folder) / f"refused {rank}.txt").write_text(str(error), encoding="utf-8")
-    dist.destroy_process_group()
+        (folder / f"refused {rank}.txt").write_text(str(error), encoding="utf-8")
