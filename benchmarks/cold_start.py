@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.machine import machine_record, write_result
-from benchmarks.sample_model import SHAPE, sample_texts, write_model
+from benchmarks.sample_model import SHAPE, query_texts, sample_texts, write_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +70,6 @@ SYSTEMS = {BASELINE: LOAD_PEER} | {
 }
 FACTORS = (1, 30, 100)
 OUTLIERS = [7, 101, 233, 390, 512, 700]  # channels
-QUERY_WORDS = 9
 
 
 def start(system: str, folder: Path, given: Path, work: Path) -> tuple[dict[str, Any], NDArray[np.float32]]:
@@ -114,10 +113,10 @@ def compare(rounds: int, texts: int, queries: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         given = work / "given.json"
-        asked = [" ".join(text.split()[:QUERY_WORDS]) for text in (documents * queries)[:queries]]
-        given.write_text(json.dumps({"documents": documents, "queries": asked}), encoding="utf-8")
         write_model(work)
         folder = work / "model"
+        asked = query_texts(folder, count=queries)
+        given.write_text(json.dumps({"documents": documents, "queries": asked}), encoding="utf-8")
         start("Encoder onnx int8", folder, given, work)  # the conversion, once; its result is kept
         runs: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
         vectors = {}

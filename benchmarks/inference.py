@@ -5,8 +5,8 @@
 Each system holds the same random weights in a process of its own and they take turns, round by round, so that whatever
 else the machine does falls on all of them alike. A ratio is taken within a round, and its median over rounds is
 reported; beside it stand the cores that others kept busy meanwhile, and the share of the machine's own best matrix
-product that a system reached. Texts are docstrings of Python's standard library, or the lines of a file; tokenisation
-counts. A new system is one line in `SYSTEMS`.
+product that a system reached. Texts are docstrings of Python's standard library, or the lines of a file; queries are
+beginnings of docstrings, of 9 to 16 tokens with the prompt. Tokenisation counts. A new system is one line in `SYSTEMS`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from benchmarks.interleaved import Measured, interleave
 from benchmarks.machine import machine_record, write_result
-from benchmarks.sample_model import MAX_LENGTH, SHAPE, sample_texts, write_model
+from benchmarks.sample_model import MAX_LENGTH, QUERY_TOKENS, SHAPE, query_texts, sample_texts, write_model
 from drama_models.hardware import train_in_bf16
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 Encode = Callable[[list[str]], NDArray[np.float32]]
 BATCHES = (8, 32, 128)  # texts that a server might see at once
-QUERY_WORDS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,10 +201,10 @@ def compare(texts: int, queries: int, rounds: int, corpus: Path | None = None) -
     from tokenizers import Tokenizer
 
     documents = corpus_texts(corpus, texts) if corpus else sample_texts(texts)
-    asked = [" ".join(text.split()[:QUERY_WORDS]) for text in (documents * queries)[:queries]]
     with tempfile.TemporaryDirectory() as work:
         write_model(Path(work))
         folder = Path(work) / "model"
+        asked = query_texts(folder, count=queries)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.enable_truncation(MAX_LENGTH)
         lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(documents)]
@@ -217,7 +216,14 @@ def compare(texts: int, queries: int, rounds: int, corpus: Path | None = None) -
         peak = max(peak, best_matrix_product())
     work_gflop = useful_gflop(lengths)
     rows = {name: row(own, measured[BASELINE], texts, work_gflop, peak) for name, own in measured.items()}
-    settings = {"texts": texts, "queries": queries, "rounds": rounds, "max_length": MAX_LENGTH, "tokens": sum(lengths)}
+    settings: dict[str, Any] = {
+        "texts": texts,
+        "queries": queries,
+        "rounds": rounds,
+        "max_length": MAX_LENGTH,
+        "tokens": sum(lengths),
+    }
+    settings |= {"query_tokens": f"{QUERY_TOKENS[0]} to {QUERY_TOKENS[-1]}"}
     settings |= {"median_tokens": int(np.median(lengths)), "longest_tokens": max(lengths)}
     figures = {"best_matrix_product_gflops": round(peak, 1), "left_out": sorted(SYSTEMS.keys() - systems.keys())}
     return (

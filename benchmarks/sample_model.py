@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 SOURCE = Path(__file__).parents[1] / "demo" / "source"  # its tokenizer
 SHAPE: dict[str, Any] = {
@@ -17,6 +17,8 @@ SHAPE: dict[str, Any] = {
     "intermediate_size": 3072, "vocab_size": 128_256,
 }  # fmt: skip
 MAX_LENGTH = 512
+QUERY_PROMPT = "Query: "
+QUERY_TOKENS = range(9, 17)  # of what people type, with the prompt and both ends
 
 
 def write_model(folder: Path, shape: Mapping[str, Any] = SHAPE, max_length: int = MAX_LENGTH) -> None:
@@ -41,7 +43,7 @@ def write_model(folder: Path, shape: Mapping[str, Any] = SHAPE, max_length: int 
         hidden_size=shape["hidden_size"],
         bidirectional=True,
         pooling="mean",
-        query_prompt="Query: ",
+        query_prompt=QUERY_PROMPT,
         document_prompt="",
         set_ends=False,
         max_length=max_length,
@@ -65,3 +67,30 @@ def sample_texts(count: int) -> list[str]:
     texts = [entry.docstring for entry in entries]
     chosen = np.random.default_rng(0).choice(len(texts), count, replace=count > len(texts))
     return [texts[number] for number in chosen]
+
+
+def query_texts(folder: Path, lengths: Sequence[int] = QUERY_TOKENS, count: int = len(QUERY_TOKENS)) -> list[str]:
+    """Beginnings of docstrings that a folder's tokenizer cuts into so many tokens, prompt and ends included.
+
+    Args:
+        folder: of `write_model`.
+        lengths: in tokens, taken in turn.
+        count: of texts.
+
+    Raises:
+        ValueError: no docstrings are left for a length.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found: list[str] = []
+    for text in sample_texts(64 * count):
+        if len(found) == count:
+            break
+        wanted, words = lengths[len(found) % len(lengths)], text.split()
+        starts = (" ".join(words[:number]) for number in range(1, min(len(words), wanted) + 1))
+        fitting = (start for start in starts if len(tokenizer.encode(QUERY_PROMPT + start).ids) == wanted)
+        found += list(fitting)[:1]
+    if len(found) < count:
+        raise ValueError(f"{len(found)} of {count} queries of {list(lengths)} tokens could be made.")
+    return found

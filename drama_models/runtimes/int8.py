@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIN_COSINE = 0.995
-FORMAT = 3  # of what is kept; raise it when the conversion changes
+FORMAT = 4  # of what is kept; raise it when the conversion changes
 REPORT_FILE = "report.json"
 SAMPLE_TOKENS = 256  # of a sample text that are read; longer ones would only make the conversion slower
 

@@ -155,9 +155,8 @@ class LlamaGraph(PackedGraph):
     def _in_bytes(self, states: str) -> tuple[str, str]:
         """Each token's inputs as bytes of their own scale, and that scale, (1, N, 1)."""
         smallest = self._constant("smallest", np.float32(SMALLEST_MAGNITUDE))
-        highest = self._op("ReduceMax", [states], axes=[-1], keepdims=1)
-        lowest = self._op("ReduceMin", [states], axes=[-1], keepdims=1)
-        magnitude = self._op("Max", [highest, self._op("Neg", [lowest]), smallest])
+        highest = self._op("ReduceMax", [self._op("Abs", [states])], axes=[-1], keepdims=1)
+        magnitude = self._op("Max", [highest, smallest])
         scale = self._op("Mul", [magnitude, self._constant("step", np.float32(1 / INT8_LIMIT))])
         row = self._op("Squeeze", [scale, self._constant("outer_axes", np.array([0, 2]))])
         if ZEROS not in self._made:
