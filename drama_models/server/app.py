@@ -15,6 +15,7 @@ import warnings
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,6 +27,7 @@ from drama_models.errors import DimensionError, PromptError
 from drama_models.server.batching import Batcher
 from drama_models.server.limits import Limits
 from drama_models.server.requests import RequestError, read_embedding_request, read_search_request
+from drama_models.server.run import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 RETRY_AFTER_S = "1"
 
 
@@ -129,8 +130,7 @@ class Server:
         """Only JSON, and on the loopback address only by its names: neither can a web page forge."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise RequestError(415, "Send the body as application/json.")
-        host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
-        if self.served.loopback and host not in LOOPBACK_NAMES:
+        if self.served.loopback and not is_loopback(_host_name(request.headers.get("host", ""))):
             raise RequestError(403, "This server answers on the loopback address only; see --host.")
 
     def _dim(self, dimensions: int | None) -> int:
@@ -221,6 +221,14 @@ async def _failed(request: Request, error: Exception) -> JSONResponse:
     """Anything unforeseen: its traceback is for the server's log alone."""
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return JSONResponse(RequestError(500, "This server failed; its log says why.").as_json(), 500)
+
+
+def _host_name(header: str) -> str:
+    """Of the Host header, without its port, in lower case; empty where it has none."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:  # brackets that do not close
+        return ""
 
 
 def _encoded(row: NDArray[np.float32]) -> str:

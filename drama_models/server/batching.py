@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class _Job:
-    """The texts of one request; `done` of them have been put into a batch."""
+    """The texts of one request."""
 
     def __init__(self, encoder: Encoder, rows: Sequence[NDArray[np.int64]], result: asyncio.Future[None]) -> None:
         self.encoder, self.rows, self.result = encoder, rows, result
@@ -115,16 +115,20 @@ class Batcher:
                     job.result.set_result(None)
 
     def _take(self) -> list[tuple[_Job, tuple[int, int]]]:
-        """Jobs and which of their texts, up to a batch; jobs that have more go to the end of the line."""
+        """Jobs of one encoder and which of their texts, up to a batch.
+
+        Who has more texts goes to the end of the line, who waits for another encoder keeps the place.
+        """
         batch: list[tuple[_Job, tuple[int, int]]] = []
-        left: list[_Job] = []
+        others: list[_Job] = []
+        unfinished: list[_Job] = []
         room = 0
         while self._waiting and (not batch or (self._together and room > 0)):
             job = self._waiting.popleft()
             if job.result.done():  # nobody waits for it any more, or it failed
                 continue
             if batch and job.encoder is not batch[0][0].encoder:
-                left.append(job)
+                others.append(job)
                 continue
             room = room if batch else job.encoder.runtime.batch_tokens
             begin = end = job.begun
@@ -134,8 +138,9 @@ class Batcher:
             job.begun = end
             batch.append((job, (begin, end)))
             if end < len(job.rows):
-                left.append(job)
-        self._waiting.extend(left)
+                unfinished.append(job)
+        self._waiting.extendleft(reversed(others))
+        self._waiting.extend(unfinished)
         return batch
 
 

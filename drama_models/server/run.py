@@ -13,6 +13,7 @@ from drama_models.errors import AddressError, MissingExtraError
 if TYPE_CHECKING:
     from drama_models.server.app import Served
 
+LARGEST_PORT = 65_535
 BACKLOG = 2048  # connections that the system holds until they are accepted
 GRACE_S = 30  # for requests that are being answered when the server is told to end
 
@@ -65,7 +66,13 @@ def serve(served: Served, host: str, port: int) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that says that it is TCP, or asyncio would not turn Nagle's algorithm off: 40 ms for each answer."""
+    """A socket that says that it is TCP, or asyncio would not turn Nagle's algorithm off: 40 ms for each answer.
+
+    Raises:
+        AddressError: the address cannot be listened on.
+    """
+    if not 0 <= port <= LARGEST_PORT:  # getaddrinfo would take the rest of a division
+        raise AddressError(f"--port {port} must be from 1 to {LARGEST_PORT}; 0 takes a free one.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
@@ -75,6 +82,6 @@ def listen(host: str, port: int) -> socket.socket:
         listening.bind(address)
         listening.listen(BACKLOG)
         return listening
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         reason = getattr(error, "strerror", None) or error
         raise AddressError(f"{host} cannot be listened on at port {port} ({reason}); choose another one.") from None

@@ -132,3 +132,23 @@ def test_who_waits_too_long_is_told_and_not_computed() -> None:
 
     asyncio.run(run())
     assert len(encoder.batches) <= 1
+
+
+def test_who_waits_for_another_encoder_keeps_the_place() -> None:
+    queries, documents = Sums(), Sums()
+
+    async def run() -> None:
+        batcher = Batcher(Limits())
+
+        async def caller() -> None:
+            while not documents.batches and len(queries.batches) < 200:
+                await batcher.pooled(queries, rows(1))  # type: ignore[arg-type]
+
+        callers = [asyncio.create_task(caller()) for _ in range(8)]  # at no moment does no query wait
+        await asyncio.sleep(0)
+        await batcher.pooled(documents, rows(3))  # type: ignore[arg-type]
+        assert len(queries.batches) <= len(callers)
+        await asyncio.gather(*callers)
+        await batcher.close()
+
+    asyncio.run(run())

@@ -179,8 +179,10 @@ def test_texts_that_are_too_long_are_cut_where_that_is_asked_for(address: str, e
 def test_a_web_page_cannot_call_it(address: str) -> None:
     body = {"input": "a"}
     assert post(f"{address}/v1/embeddings", body, **{"Content-Type": "text/plain"})[0] == 415
-    assert post(f"{address}/v1/embeddings", body, Host="evil.example")[0] == 403
-    assert post(f"{address}/v1/embeddings", body, Host="localhost:80")[0] == 200
+    for name in ("evil.example", "localhost.evil.example:80", "[::1", "127.0.0.1@evil.example", "10.0.0.1"):
+        assert post(f"{address}/v1/embeddings", body, Host=name)[0] == 403, name
+    for name in ("localhost:80", "LocalHost", "[::1]", "[::1]:80", "127.0.0.2:80"):
+        assert post(f"{address}/v1/embeddings", body, Host=name)[0] == 200, name
 
 
 def test_many_callers_at_once_each_get_their_own(client: OpenAI, encoder: Encoder) -> None:
@@ -231,6 +233,8 @@ def test_what_cannot_be_served_is_one_sentence(
         assert main(["serve", str(release_folder), "--port", port]) == 2
         assert f"127.0.0.1 cannot be listened on at port {port}" in capsys.readouterr().err
     assert main(["serve", str(release_folder), "--host", "no such host"]) == 2
+    assert main(["serve", str(release_folder), "--port", "99999"]) == 2
+    assert "--port 99999 must be from 1 to 65535" in capsys.readouterr().err
     assert main(["serve", str(retriever_folder), "--index", str(index_folder)]) == 2
     assert "vectors lie in another space" in capsys.readouterr().err
 
