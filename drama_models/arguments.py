@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from drama_models.errors import DeviceError, DimensionError, LengthError, PrecisionError, TextError
 from drama_models.tokenisation import checked_text, whole_number
+from drama_models.warn import warn_caller
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from drama_models.profile import Profile
 
 
-def checked_dim(dim: int | None, profile: Profile) -> int:
+def checked_dim(dim: int | None, profile: Profile, *, quiet: bool = False) -> int:
     """A usable embedding size; None stands for the full one.
+
+    Args:
+        dim: coordinates to keep.
+        profile: of the model.
+        quiet: do not warn of a size that was not trained.
 
     Raises:
         DimensionError: no whole number, below 1 or above the hidden size. A size that was not trained only warns.
@@ -29,8 +34,8 @@ def checked_dim(dim: int | None, profile: Profile) -> int:
         raise DimensionError(
             f"dim={dim!r} must be a whole number between 1 and {profile.hidden_size}; trained sizes: {trained}."
         )
-    if profile.dims and size not in profile.dims:
-        warnings.warn(f"dim={dim} was not trained; quality may drop. Trained sizes: {trained}.", stacklevel=3)
+    if not quiet and profile.dims and size not in profile.dims:
+        warn_caller(f"dim={dim} was not trained; quality may drop. Trained sizes: {trained}.")
     return size
 
 

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drama_models.arguments import checked_texts
 from drama_models.arrays import check_arrays
-from drama_models.errors import IndexFolderError, MissingExtraError
+from drama_models.errors import CollectionError, IndexFolderError, MissingExtraError
 from drama_models.folders import atomic_folder, sha256_of_file
+from drama_models.tokenisation import checked_text, whole_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
@@ -44,15 +46,20 @@ class BM25:
             pairs of characters, other languages into lower-case words.
 
     Raises:
+        CollectionError: there are no documents, or no words in them.
         MissingExtraError: bm25s or PyStemmer is not installed.
     """
 
     def __init__(self, documents: Iterable[tuple[str, str]], language: str = "en") -> None:
         pairs = list(documents)
+        if not pairs:
+            raise CollectionError("There are no documents for BM25 to read; pass one at least.")
         self._set_up(np.array([key for key, _ in pairs], dtype=object), language)
         self._retriever = _bm25s().BM25(method="lucene", k1=0.9, b=0.4)
         corpus = [self.tokens(content) for _, content in pairs]
         self._known = {token for tokens in corpus for token in tokens}
+        if not self._known:
+            raise CollectionError(f"The {len(pairs):,} documents hold no word that BM25 could find; pass others.")
         self._retriever.index(corpus, show_progress=False)
 
     def save(self, folder: str | Path) -> None:
@@ -104,9 +111,22 @@ class BM25:
         stemmed: list[str] = self._stem.stemWords([word for word in words if word not in STOP_WORDS])
         return stemmed
 
-    def search(self, queries: Sequence[str], k: int = 10) -> list[list[tuple[str, float]]]:
-        """Best documents of each query with their scores, best first; only documents with a score above zero."""
-        return [self._search_one(query, k) for query in queries]
+    def search(self, queries: str | Iterable[str], k: int = 10) -> list[list[tuple[str, float]]]:
+        """Best documents of each query with their scores, best first; only documents with a score above zero.
+
+        Args:
+            queries: one text, a list, or any iterable; a single text gives a list of one ranking.
+            k: documents of each.
+
+        Raises:
+            TextError: something that is not text.
+            ValueError: `k` is no whole number of at least 1.
+        """
+        most = whole_number(k)
+        if most is None or most < 1:
+            raise ValueError(f"k={k} must be a whole number of at least 1.")
+        asked = [checked_text(query, position) for position, query in enumerate(checked_texts(queries))]
+        return [self._search_one(query, most) for query in asked]
 
     def _set_up(self, ids: NDArray[np.object_], language: str) -> None:
         self.ids, self.language = ids, language

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from drama_models.errors import TextsCutWarning
 from drama_models.progress import format_seconds
+from drama_models.warn import warn_caller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,4 +66,4 @@ def one_warning_about_cut_texts() -> Iterator[None]:
         warnings.warn_explicit(entry.message, entry.category, entry.filename, entry.lineno)
     cut = sum(entry.message.count for entry in caught if isinstance(entry.message, TextsCutWarning))
     if cut:
-        warnings.warn(TextsCutWarning(cut), stacklevel=4)
+        warn_caller(TextsCutWarning(cut))

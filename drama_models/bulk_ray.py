@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from drama_models.errors import ModelFolderError, TextsCutWarning
 from drama_models.ray_workers import map_on_ray
+from drama_models.warn import warn_caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +40,7 @@ def shards_on_ray(
     gpus = int(getattr(encoder.document_encoder.runtime, "device", "cpu") not in ("cpu", "mps"))
     for number, (shard, cut) in map_on_ray(make, enumerate(batches), workers, gpus=gpus):
         if cut:
-            warnings.warn(TextsCutWarning(cut), stacklevel=2)
+            warn_caller(TextsCutWarning(cut))
         yield number, shard
 
 

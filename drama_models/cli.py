@@ -74,7 +74,9 @@ def index(options: argparse.Namespace) -> Answer:
     kind = chosen_kind(options.kind, dict(map(_setting, options.set)))
     if options.bm25 and options.model is None:
         raise CollectionError(f"--bm25 reads texts, and {vectors} has none; index a collection, with --model.")
-    if options.model is not None:
+    if options.model is None:
+        _check_unused(options)
+    else:
         vectors = out.parent / f".{out.name}.vectors"  # kept until the index is there, so a rerun resumes
         _encode_collection(_encoder(options), options.model, options.source, vectors)
     if (vectors / INDEX_IDS).is_file():
@@ -122,6 +124,10 @@ def evaluate(options: argparse.Namespace) -> Answer:
         raise CollectionError("Pass a BEIR folder, or names of tasks with --mteb.")
     collection = Collection(options.collection)
     qrels, queries = collection.qrels(options.split), collection.queries()
+    if not qrels:
+        raise CollectionError(
+            f"The split {options.split!r} of {options.collection} has no judgement; pass another one."
+        )
     encoder = _encoder(options)
     documents = list(collection.documents())
     built = Index(encoder.dim)
@@ -289,6 +295,21 @@ def _positive(words: str) -> int:
     if not words.isdecimal() or int(words) < 1:
         raise argparse.ArgumentTypeError(f"{words!r} must be a whole number above 0")
     return int(words)
+
+
+def _check_unused(options: argparse.Namespace) -> None:
+    """Refuse what only an encoder would read, where vectors are there already."""
+    read = {
+        "--dim": options.dim, "--max-length": options.max_length, "--device": options.device,
+        "--document-model": options.document_model, "--runtime": options.runtime != "auto",
+        "--precision": options.precision != "auto",
+    }  # fmt: skip
+    given = [name for name, value in read.items() if value]
+    if given:
+        raise CollectionError(
+            f"{options.source} is indexed as it is without --model, so {' and '.join(given)} would change nothing; "
+            "leave it out, or pass a collection and --model."
+        )
 
 
 def _encoder(options: argparse.Namespace) -> Encoder:

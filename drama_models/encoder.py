@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -22,6 +21,7 @@ from drama_models.profile import Profile
 from drama_models.prompts import InContextPrompter, choose_examples, choose_prompt, examples_prefix
 from drama_models.runtimes.choice import Precision, RuntimeName, load_runtime, reads_graph_file
 from drama_models.tokenisation import TextTokenizer, checked_text, load_tokenizer
+from drama_models.warn import warn_caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -108,10 +108,10 @@ class Encoder:
             DimensionError: `dim` is no whole number, below 1 or above the hidden size.
             LengthError: `max_length` leaves no room for a text.
             MissingExtraError: the runtime's packages are not installed.
-            DeviceError: no such runtime or precision, or the runtime does not have this device or precision.
+            DeviceError: no such runtime or precision, the runtime does not have this device or precision, or `threads`
+                or `batch_tokens` is below 1.
             PrecisionError: int8 would lose too much on this model.
             TextError: a sample text is not text.
-            ValueError: `threads` or `batch_tokens` is below 1.
         """
         checked_choice("runtime", runtime, get_args(RuntimeName))
         checked_choice("precision", precision, get_args(Precision))
@@ -149,7 +149,7 @@ class Encoder:
         document_encoder: Encoder | None = None,
     ) -> Encoder:
         folder, profile = layout.backbone, Profile.of(layout)
-        checked_dim(dim, profile)
+        checked_dim(dim, profile, quiet=True)  # before anything large is read
         tokenizer = TextTokenizer(folder, profile, checked_limit(max_length, profile))
 
         def sample_ids(texts: Sequence[str]) -> list[NDArray[np.int64]]:
@@ -192,14 +192,13 @@ class Encoder:
             DimensionError: `dim` is below 1 or above the hidden size.
         """
         tokenise = self._query_tokenisation(task, instruction, examples)
-        return self._encode(queries, tokenise, dim, show_progress=show_progress)
+        return self._encode(queries, tokenise, self._size(dim), show_progress=show_progress)
 
     def encode_documents(
         self, documents: str | Iterable[str], *, dim: int | None = None, show_progress: bool = False
     ) -> NDArray[np.float32]:
         """Embed documents, each behind the profile's document prompt; arguments and result as of `encode_queries`."""
-        encoder = self.document_encoder
-        size = self.dim if dim is None else dim
+        encoder, size = self.document_encoder, self._size(dim)
         return encoder._encode(documents, encoder._document_tokenisation(), size, show_progress=show_progress)
 
     def stream_documents(self, documents: Iterable[str], *, dim: int | None = None) -> Iterator[NDArray[np.float32]]:
@@ -208,8 +207,8 @@ class Encoder:
         Yields:
             (up to 4096, dim), float32, in input order.
         """
-        size = self.dim if dim is None else checked_dim(dim, self.profile)
-        return self.document_encoder._stream(documents, self.document_encoder._document_tokenisation(), size)
+        encoder, size = self.document_encoder, self._size(dim)
+        return encoder._stream(documents, encoder._document_tokenisation(), size)
 
     @property
     def max_length(self) -> int:
@@ -263,6 +262,9 @@ class Encoder:
         backbones = [fingerprint(one.layout.backbone) for one in both]
         return hashlib.sha256(json.dumps([backbones, *told]).encode()).hexdigest()
 
+    def _size(self, dim: int | None) -> int:
+        return self.dim if dim is None else checked_dim(dim, self.profile)
+
     def _document_tokenisation(self) -> Tokenisation:
         return partial(self._tokenizer.encode, prompt=self.profile.document_prompt)
 
@@ -287,9 +289,8 @@ class Encoder:
         return load_tokenizer(self.layout.backbone, set_ends=self.profile.set_ends)
 
     def _encode(
-        self, texts: str | Iterable[str], tokenise: Tokenisation, dim: int | None, *, show_progress: bool
+        self, texts: str | Iterable[str], tokenise: Tokenisation, size: int, *, show_progress: bool
     ) -> NDArray[np.float32]:
-        size = self.dim if dim is None else checked_dim(dim, self.profile)
         if isinstance(texts, str) and not show_progress:
             (rows,) = self._stream([texts], tokenise, size)
             return rows  # a single text: no bar to set up, nothing to join
@@ -309,7 +310,7 @@ class Encoder:
             cut += cut_here
             yield self.finished(self.pooled(ids), dim)
         if cut:
-            warnings.warn(TextsCutWarning(cut), stacklevel=2)
+            warn_caller(TextsCutWarning(cut))
 
 
 def _with_progress(pieces: Iterator[NDArray[np.float32]], total: int | None) -> Iterator[NDArray[np.float32]]:

@@ -45,7 +45,8 @@ def evaluate(
 
     Raises:
         MissingExtraError: ir-measures is not installed.
-        ValueError: there are no judged queries, or a metric is unknown.
+        CollectionError: there are no judged queries.
+        ValueError: a metric is unknown.
     """
     per_query = evaluate_per_query(run, qrels, metrics, drop_identical_ids=drop_identical_ids)
     return {name: sum(values.values()) / len(values) for name, values in per_query.items()}
@@ -62,7 +63,7 @@ def evaluate_per_query(
     measures = _measures(metrics)
     judged = {query: graded for query, graded in qrels.items() if graded}
     if not judged:
-        raise ValueError("There are no judged queries to evaluate on; pass qrels with at least one judgement.")
+        raise CollectionError("There are no judged queries to evaluate on; pass qrels with at least one judgement.")
     if drop_identical_ids:
         run = without_identical_ids(run)
     values = {name: dict.fromkeys(judged, 0.0) for name in measures}

@@ -13,7 +13,7 @@ from typing import Any
 
 from drama_models.errors import ModelFolderError
 from drama_models.integrity import known_sha256
-from drama_models.setting_kinds import check_kinds, check_llama_settings
+from drama_models.setting_kinds import check_kinds, check_llama_settings, without_nulls
 
 FETCHED = ("*.json", "*.safetensors", "onnx/*", "tokenizer*", "*vocab.txt")  # * also matches subfolders
 REFUSED = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
@@ -54,7 +54,7 @@ def find_model_folder(name_or_path: str | Path, revision: str | None = None) -> 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder.
+    """A JSON object from a model folder, without known settings that are null.
 
     Raises:
         ModelFolderError: missing or unreadable file, invalid JSON, another kind of value, or a known setting of the
@@ -64,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelFolderError(f"{path} must hold a JSON object, found {type(value).__name__}; fetch the folder again.")
     check_kinds(path, value)
-    return value
+    return without_nulls(path, value)
 
 
 def read_json_value(path: Path) -> Any:

@@ -35,15 +35,25 @@ class MtebEncoder:
     """An `Encoder` as mteb calls it. Build it with `of`, or let mteb load it through `model_meta`.
 
     Args:
-        model_name: folder or hub name.
-        revision: branch, tag or commit on the hub.
+        model_name: folder or hub name; of a folder that `model_meta` describes, the name that tables show.
+        revision: branch, tag or commit on the hub; of such a folder, the beginning of its fingerprint.
+        folder: where it is, if it is a folder.
         device: for torch, such as "cuda".
         settings: further arguments of `Encoder.from_pretrained`.
     """
 
-    def __init__(self, model_name: str, revision: str | None, *, device: str | None = None, **settings: Any) -> None:
-        encoder = Encoder.from_pretrained(model_name, revision=revision, device=device, **settings)
-        self.encoder, self.mteb_model_meta = encoder, model_meta(encoder, model_name)
+    def __init__(
+        self,
+        model_name: str,
+        revision: str | None = None,
+        *,
+        folder: str | None = None,
+        device: str | None = None,
+        **settings: Any,
+    ) -> None:
+        revision = None if folder else revision
+        encoder = Encoder.from_pretrained(folder or model_name, revision=revision, device=device, **settings)
+        self.encoder, self.mteb_model_meta = encoder, model_meta(encoder, folder or model_name)
 
     @classmethod
     def of(cls, encoder: Encoder, name: str) -> MtebEncoder:
@@ -111,15 +121,20 @@ def model_meta(encoder: Encoder, name: str) -> ModelMeta:
     embedding = [
         shape for name, shape in shapes.items() if name.endswith(("embed_tokens.weight", "word_embeddings.weight"))
     ]
-    licence = _stated_license(encoder.folder)
+    licence, local = _stated_license(encoder.folder), Path(name).exists()
+    loading: dict[str, Any] = {"dim": encoder.dim}
+    if local:
+        loading["folder"] = str(Path(name).resolve())
+    if encoder.document_encoder.folder != encoder.folder:
+        loading["document_model"] = str(encoder.document_encoder.folder.resolve())
     frameworks: list[FRAMEWORKS] = ["Sentence Transformers", "Transformers", "safetensors"]
     if (folder / ONNX_GRAPH).is_file():
         frameworks.append("ONNX")
     return ModelMeta(
         loader=MtebEncoder,
-        loader_kwargs={"dim": encoder.dim},
-        name=f"{OURS}/{Path(name).resolve().name}" if Path(name).exists() else name,
-        revision=encoder.fingerprint()[:12],
+        loader_kwargs=loading,
+        name=f"{OURS}/{Path(name).resolve().name}" if local else name,
+        revision=encoder.fingerprint()[:12] if local else _commit(encoder.folder),
         release_date=None,
         languages=None,
         n_parameters=sum(map(prod, shapes.values())),
@@ -241,6 +256,11 @@ def _scores(result: Any) -> dict[str, float]:
         if values:
             figures[name] = float(np.mean(values))
     return figures
+
+
+def _commit(folder: Path) -> str | None:
+    """Commit of a folder in the hub's cache, which names it so; None of another one."""
+    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def _stated_license(folder: Path) -> str | None:

@@ -8,6 +8,7 @@ A field that the stage does not know, or a value of the wrong kind, is an error 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import signal
@@ -109,7 +110,11 @@ def load_recipe(recipe_class: type[Recipe], path: str | Path, **overrides: objec
     Raises:
         RecipeError: as in `parse_recipe`.
     """
-    words = [f"--{name}={value}" for name, value in overrides.items()]
+    texts = {
+        name: str(value) if isinstance(value, str | Path) else json.dumps(value, default=str)
+        for name, value in overrides.items()
+    }
+    words = [f"--{name}={text}" for name, text in texts.items()]
     return parse_recipe(recipe_class, [str(path), *words], command="")
 
 

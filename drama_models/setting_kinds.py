@@ -2,7 +2,7 @@
 
 Whoever reads a setting later may rely on its kind: a folder from elsewhere, or a damaged one, is answered with the name
 of the file and of the setting, before a wrong value becomes a wrong shape. Settings that are not known are let through,
-and a null mostly stands for one that is absent.
+and a null stands for one that is absent, but for the few that have a default (`NEVER_NULL`).
 """
 
 from __future__ import annotations
@@ -119,16 +119,25 @@ def check_kinds(path: Path, values: Mapping[str, Any]) -> None:
     Raises:
         ModelFolderError: naming file, setting, what is there and what should be.
     """
-    known = KINDS.get(path.name, {})
-    if path.name == "config.json" and values.get("model_type") in SHAPED:
-        known = known | LLAMA_KINDS
-    for name, kind in known.items():
+    for name, kind in _known(path, values).items():
         value = values.get(name)
         absent = name not in values if name in NEVER_NULL else value is None
         if not absent and not kind.holds(value):
             raise ModelFolderError(
                 f"{path}: {name} is {str(value)[:60]!r} and must be {kind.name}; fetch the folder again."
             )
+
+
+def without_nulls(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a file without known settings that are null, so that whoever reads one gets its default."""
+    known = _known(path, values)
+    return {name: value for name, value in values.items() if value is not None or name not in known}
+
+
+def _known(path: Path, values: Mapping[str, Any]) -> dict[str, Kind]:
+    known = KINDS.get(path.name, {})
+    shaped = path.name == "config.json" and values.get("model_type") in SHAPED
+    return known | LLAMA_KINDS if shaped else known
 
 
 def check_llama_settings(path: Path, config: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ and left out of the files where its kind can; the others keep it, masked, until 
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from drama_models.index.folder import IndexFiles, read_index, write_index
 from drama_models.index.kinds import chosen_kind, tuned
 from drama_models.index.rows import NONE, Rows
 from drama_models.surrogates import storable
+from drama_models.warn import warn_caller
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -281,10 +281,9 @@ def _check_ranges(vectors: NDArray[np.float32], ranges: NDArray[np.float32] | No
         return
     beyond = float(((vectors < ranges[0]) | (vectors > ranges[1])).mean())
     if beyond > BEYOND_RANGES:
-        warnings.warn(
+        warn_caller(
             f"{beyond:.0%} of the numbers lie beyond the range that this index keeps in eight bits, that of the "
-            "documents before its first search or save; build it again over all of them.",
-            stacklevel=3,
+            "documents before its first search or save; build it again over all of them."
         )
 
 

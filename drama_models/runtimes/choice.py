@@ -17,6 +17,7 @@ from drama_models.errors import DeviceError, MissingExtraError, ModelFolderError
 from drama_models.model_folder import INDEX, ONNX_GRAPH, WEIGHTS, read_json
 from drama_models.runtimes.bert_shape import BertShape
 from drama_models.runtimes.llama_shape import LlamaShape
+from drama_models.runtimes.onnx_session import chosen_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,9 +67,8 @@ def load_runtime(
             of its own.
 
     Raises:
-        ValueError: `batch_tokens` is below 1.
         ModelFolderError: the folder has nothing that this runtime could run, or it is damaged.
-        DeviceError: this runtime does not have this device or precision.
+        DeviceError: this runtime does not have this device or precision, or `threads` or `batch_tokens` is below 1.
         PrecisionError: int8 loses too much on the sample texts.
         MissingExtraError: the runtime's packages are not installed.
     """
@@ -76,7 +76,9 @@ def load_runtime(
     if compile and chosen != "torch":
         raise DeviceError(f"compile=True is for runtime='torch'; runtime={chosen!r} has nothing to compile.")
     if batch_tokens is not None and batch_tokens < 1:
-        raise ValueError(f"batch_tokens={batch_tokens} must be above 0; leave it out for the runtime's own.")
+        raise DeviceError(f"batch_tokens={batch_tokens} must be above 0; leave it out for the runtime's own.")
+    if threads is not None:
+        chosen_threads(threads)
     if device not in (None, "cpu") and chosen != "torch":
         raise DeviceError(f"runtime={chosen!r} computes on the CPU; device={device!r} needs runtime='torch'.")
     loaded: Runtime

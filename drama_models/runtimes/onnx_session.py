@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from drama_models.errors import ModelFolderError
+from drama_models.errors import DeviceError, ModelFolderError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,13 +28,14 @@ def chosen_threads(threads: int | None = None) -> int:
     """Threads of one call: the argument, else the environment's DRAMA_THREADS, else the cores this process may use.
 
     Raises:
-        ValueError: not a whole number above 0.
+        DeviceError: not a whole number above 0.
     """
     asked = os.environ.get(THREADS_VARIABLE) if threads is None else threads
     if not asked and asked != 0:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not str(asked).isdecimal() or int(asked) < 1:
-        raise ValueError(f"threads={asked!r} must be a whole number above 0; leave it out to use every core.")
+        name = THREADS_VARIABLE if threads is None else "threads"
+        raise DeviceError(f"{name}={asked!r} must be a whole number above 0; leave it out to use every core.")
     return int(asked)
 
 

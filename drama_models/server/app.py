@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import warnings
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -138,9 +137,7 @@ class Server:
         if dimensions is None:
             return encoder.dim
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # a size that was not trained: /v1/models names those
-                return checked_dim(dimensions, encoder.profile)
+            return checked_dim(dimensions, encoder.profile, quiet=True)  # /v1/models names those that were trained
         except DimensionError as error:
             raise RequestError(400, str(error).replace("dim=", "dimensions="), param="dimensions") from None
 

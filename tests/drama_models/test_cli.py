@@ -143,6 +143,10 @@ def test_bm25_is_kept_with_the_index(
         (["index", "absent", "out.index", "--kind", "hnsw", "--set", "link=3"], "has no setting 'link'"),
         (["index", "absent", "out.index", "--set", "links"], "must be NAME=VALUE, such as --set links=48"),
         (["index", "absent", "out.index", "--bm25"], "--bm25 reads texts, and absent has none"),
+        (
+            ["index", "absent", "out.index", "--dim", "64", "--device", "cpu"],
+            "so --dim and --device would change nothing",
+        ),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_exit_code_2(
@@ -157,6 +161,22 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(
     assert message in printed.err
     assert "Traceback" not in printed.err
     assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_judgements_and_threads_that_are_none_are_one_sentence(
+    release_folder: Path,
+    collection_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    collection = shutil.copytree(collection_folder, tmp_path / "collection")
+    (collection / "qrels" / "none.tsv").write_text("query-id\tcorpus-id\tscore\n", encoding="utf-8")
+    assert main(["evaluate", str(release_folder), str(collection), "--split", "none"]) == 2
+    assert "The split 'none' of" in capsys.readouterr().err
+    monkeypatch.setenv("DRAMA_THREADS", "abc")
+    assert main(["encode", str(release_folder), str(collection), str(tmp_path / "vectors")]) == 2
+    assert "error: DRAMA_THREADS='abc' must be a whole number above 0" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_sentence_and_the_old_index_stands(

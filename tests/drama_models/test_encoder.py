@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from drama_models import DramaModel, Encoder
 from drama_models import encoder as encoder_module
-from drama_models.errors import DeviceError, DimensionError, MissingExtraError, ModelFolderError
+from drama_models.errors import DeviceError, DimensionError, MissingExtraError, ModelFolderError, TextsCutWarning
 from drama_models.runtimes import choice
 from drama_models.runtimes.openvino_runtime import has_bf16
 from tests.conftest import TEXTS
@@ -86,6 +86,20 @@ def test_sizes_that_were_not_trained_warn_and_impossible_ones_are_refused(encode
             encoder.encode_documents(["text"], dim=dim)
 
 
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+def test_warnings_point_at_the_callers_line_and_come_once(release_folder: Path, runtime: Any) -> None:
+    with pytest.warns(UserWarning, match="dim=20 was not trained") as caught:
+        encoder = Encoder.from_pretrained(release_folder, runtime=runtime, dim=20, max_length=32)
+    with pytest.warns(UserWarning, match="dim=20 was not trained") as again:
+        encoder.encode_queries(["text"], dim=20)
+    with pytest.warns(TextsCutWarning) as cut:
+        encoder.encode_documents(["word " * 60])
+    with pytest.warns(TextsCutWarning) as streamed:
+        list(encoder.stream_documents(["word " * 60]))
+    for warned in (caught, again, cut, streamed):
+        assert [entry.filename for entry in warned] == [__file__]
+
+
 def test_queries_have_the_prompt_and_documents_have_none(encoder: Encoder) -> None:
     as_query = encoder.encode_queries(["split a string"])
     np.testing.assert_allclose(as_query, encoder.encode_documents(["Query: split a string"]), atol=1e-6)
@@ -133,6 +147,8 @@ def test_batches_of_another_size_give_the_same_rows(
     assert len(sizes) > len(TEXTS) / 3
     with pytest.raises(ValueError, match="batch_tokens=0 must be above 0"):
         Encoder.from_pretrained(release_folder, runtime=runtime, batch_tokens=0)
+    with pytest.raises(DeviceError, match="threads=0 must be a whole number above 0"):
+        Encoder.from_pretrained(release_folder, runtime=runtime, threads=0)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "onnx-file", "openvino"])

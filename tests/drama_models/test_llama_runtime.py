@@ -205,5 +205,5 @@ def test_threads_come_from_the_argument_then_the_environment_then_the_machine(mo
         with pytest.raises(ValueError, match="whole number above 0"):
             chosen_threads(wrong)
     monkeypatch.setenv("DRAMA_THREADS", "many")
-    with pytest.raises(ValueError, match="threads='many'"):
+    with pytest.raises(ValueError, match="DRAMA_THREADS='many'"):
         chosen_threads()

@@ -102,8 +102,7 @@ def test_meta_says_what_the_release_holds_and_loads_it_again(encoder: Encoder, r
     assert 0 < meta.n_embedding_parameters < meta.n_parameters
     assert meta.use_instructions
     assert model_meta(encoder, "owner/name").name == "owner/name"
-    assert meta.loader is not None
-    loaded: Any = meta.loader(str(release_folder), None, **meta.loader_kwargs)
+    loaded: Any = meta.load_model()  # as mteb does: by the name of its tables and the revision
     np.testing.assert_array_equal(loaded.encoder.encode_documents(QUERIES), encoder.encode_documents(QUERIES))
 
 

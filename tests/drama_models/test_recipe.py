@@ -156,8 +156,26 @@ def test_a_place_that_is_not_ours_is_no_traceback(code: int, capsys: pytest.Capt
     assert capsys.readouterr().err == f"{refused}, and its permissions.\n"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Overridden:
+    """Of every kind that keyword arguments may have."""
+
+    steps: int
+    name: str
+    limit: int | None
+    sizes: list[int]
+    flag: bool
+
+
 def test_optional_parts_say_what_is_wrong_with_them_and_where(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("out: made\n\nperhaps:\n  height: -1\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"^[^ ]*recipe\.yaml, line 4: height=-1 must not be negative\.$"):
         load_recipe(Perhaps, path)
+
+
+def test_overrides_in_python_are_the_values_that_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("steps: 3\nname: words\nlimit: 4\nsizes: [1]\nflag: true\n", encoding="utf-8")
+    overrides = {"limit": None, "sizes": [2, 3], "flag": False, "name": "null and void", "steps": 5}
+    assert load_recipe(Overridden, path, **overrides) == Overridden(**overrides)  # type: ignore[arg-type]

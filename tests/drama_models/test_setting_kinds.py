@@ -13,6 +13,7 @@ import pytest
 from drama_models import Encoder
 from drama_models.errors import DramaError, ModelFolderError
 from drama_models.model_folder import tensor_shapes, weight_files
+from drama_models.profile import Profile
 
 if TYPE_CHECKING:
     from drama_models.runtimes.choice import RuntimeName
@@ -147,3 +148,16 @@ def test_a_single_file_goes_before_shards_as_in_transformers(folder: Path) -> No
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}', encoding="utf-8")
     with pytest.raises(ModelFolderError, match=r"index\.json names no file"):
         weight_files(folder)
+
+
+def test_a_null_stands_for_a_setting_that_is_absent(folder: Path) -> None:
+    before = Profile.from_folder(folder)
+    for name, settings in (
+        ("config.json", ("pad_token_id", "head_dim", "matryoshka_dimensions", "is_matryoshka")),
+        ("config_sentence_transformers.json", ("title_separator", "default_prompt_name")),
+        ("tokenizer_config.json", ("add_eos_token", "sep_token")),
+    ):
+        path = folder / name
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        path.write_text(json.dumps(stored | {key: stored.get(key) for key in settings}), encoding="utf-8")
+    assert Profile.from_folder(folder) == before
