@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FOLDER, MANIFEST, IDS = "bm25", "bm25.json", "ids.json"
+FORMAT = 2  # in 1, words of languages without a stemmer ended at vowel signs
 GROUP_SIZE = 64
 WORD = re.compile(r"\w+")
 # Lucene's English stop words, those of Anserini's BM25 baselines.
@@ -33,6 +35,7 @@ STOP_WORDS = {
     "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not", "of",
     "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was", "will", "with",
 }  # fmt: skip
+LAST_SCRIPT = 0x20000  # code points of scripts end here, what follows are Chinese characters and tags
 UNSPACED_LANGUAGES = ("zh", "ja", "th")
 RUN = re.compile(r"[A-Za-z0-9]+|[^\s\x00-\x7f]+")  # of Latin letters and digits, or of anything outside ASCII
 
@@ -43,7 +46,7 @@ class BM25:
     Args:
         documents: id and content of every document.
         language: two-letter code; English is stemmed and loses stop words, Chinese, Japanese and Thai are cut into
-            pairs of characters, other languages into lower-case words.
+            pairs of characters, other languages into lower-case words with their vowel signs.
 
     Raises:
         CollectionError: there are no documents, or no words in them.
@@ -69,7 +72,7 @@ class BM25:
             check_arrays(partial)
             (partial / IDS).write_text(json.dumps(self.ids.tolist(), ensure_ascii=False), encoding="utf-8")
             hashes = {path.name: sha256_of_file(path) for path in sorted(partial.iterdir())}
-            manifest = {"format": 1, "language": self.language, "sha256": hashes}
+            manifest = {"format": FORMAT, "language": self.language, "sha256": hashes}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -86,6 +89,10 @@ class BM25:
             language, hashes = str(manifest["language"]), dict(manifest["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
             raise IndexFolderError(f"{folder} holds no BM25; make it with `drama index ... --bm25`.") from None
+        if manifest.get("format") != FORMAT and language not in ("en", *UNSPACED_LANGUAGES):
+            raise IndexFolderError(
+                f"{folder} was kept by a version that cut words in another way; make it anew with `drama index`."
+            )
         for name, expected in hashes.items():
             path = folder / Path(name).name
             if not path.is_file() or sha256_of_file(path) != expected:
@@ -105,9 +112,9 @@ class BM25:
             # letters, vowel signs and digits; `\w` would split Thai at every vowel sign
             kept = "".join(sign if unicodedata.category(sign)[0] in "LMN" else " " for sign in lowered)
             return [term for run in RUN.findall(kept) for term in _pairs(run)]
-        words = WORD.findall(lowered)
         if self._stem is None:
-            return words
+            return _word_with_signs().findall(lowered)
+        words = WORD.findall(lowered)
         stemmed: list[str] = self._stem.stemWords([word for word in words if word not in STOP_WORDS])
         return stemmed
 
@@ -157,6 +164,13 @@ def _best_rows(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         least = max(least, np.partition(highest, -k)[-k])
     rows = np.flatnonzero(scores >= least)
     return rows[np.argsort(-scores[rows], kind="stable")][:k]
+
+
+@cache
+def _word_with_signs() -> re.Pattern[str]:
+    """A word of any script; by itself `re` ends one at every vowel sign, as Hindi, Tamil or Khmer write them."""
+    signs = "".join(sign for sign in map(chr, range(LAST_SCRIPT)) if unicodedata.category(sign)[0] == "M")
+    return re.compile(rf"[\w{re.escape(signs)}]+")
 
 
 def _pairs(run: str) -> list[str]:

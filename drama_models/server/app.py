@@ -13,12 +13,13 @@ import base64
 import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from drama_models.arguments import checked_dim
@@ -29,7 +30,7 @@ from drama_models.server.requests import RequestError, read_embedding_request, r
 from drama_models.server.run import is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = "1"
+HUNG_UP = 499  # as nginx logs it
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +75,8 @@ class Server:
         """Vectors of texts, and how many tokens were read."""
         asked = read_embedding_request(await self._body(request), self.served.limits, self.names)
         dim = self._dim(asked.dimensions)
-        vectors, tokens = await self._vectors(
-            asked.texts, query=asked.query, task=asked.task, truncate=asked.truncate, dim=dim
-        )
+        work = self._vectors(asked.texts, query=asked.query, task=asked.task, truncate=asked.truncate, dim=dim)
+        vectors, tokens = await _unless_gone(request, work)
         data = [
             {"object": "embedding", "index": number, "embedding": _encoded(row) if asked.base64 else row.tolist()}
             for number, row in enumerate(vectors)
@@ -87,9 +90,8 @@ class Server:
         if index is None:
             raise RequestError(404, "This server has no index; start it with --index.")
         asked = read_search_request(await self._body(request), self.served.limits, self.names)
-        vectors, _ = await self._vectors(
-            asked.texts, query=True, task=asked.task, truncate=asked.truncate, dim=index.dim
-        )
+        work = self._vectors(asked.texts, query=True, task=asked.task, truncate=asked.truncate, dim=index.dim)
+        vectors, _ = await _unless_gone(request, work)
         found = await asyncio.to_thread(index.search, vectors, asked.k)
         answers = [[{"id": key, "score": score} for key, score in hits] for hits in found]
         return JSONResponse({"hits": answers[0] if asked.single else answers})
@@ -201,7 +203,36 @@ def make_app(served: Served) -> Starlette:
         route("/health", "health", "GET"),
     ]
     handlers: dict[Any, Any] = {RequestError: _refused, HTTPException: _http_error, Exception: _failed}
+    handlers |= {ClientDisconnect: _gone}
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result, unless the caller hangs up before: then no more of it is computed.
+
+    Raises:
+        ClientDisconnect: the caller has gone.
+    """
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_hung_up(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait({working, leaving})
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+
+
+async def _gone(*_: object) -> Response:
+    """For nobody: whoever asked has hung up."""
+    return Response(status_code=HUNG_UP)
 
 
 async def _refused(_: Request, error: RequestError) -> JSONResponse:

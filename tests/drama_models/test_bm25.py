@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -52,6 +53,8 @@ def test_english_is_stemmed_and_loses_stop_words() -> None:
     ("language", "text", "tokens"),
     [
         ("de", "Die Häuser am See", ["die", "häuser", "am", "see"]),
+        ("hi", "हिन्दी भाषा में", ["हिन्दी", "भाषा", "में"]),
+        ("ta", "தமிழ் மொழி, 2", ["தமிழ்", "மொழி", "2"]),
         ("zh", "合并数据框 pandas 2", ["合并", "并数", "数据", "据框", "pandas", "2"]),
         ("ja", "文字列。日", ["文字", "字列", "日"]),
         ("th", "ที่นี่", ["ที", "ี่", "่น", "นี", "ี่"]),
@@ -114,3 +117,16 @@ def test_saved_and_opened_it_answers_the_same(tmp_path: Path, language: str) -> 
         path.write_bytes(data)
     with pytest.raises(IndexFolderError, match="holds no BM25; make it with"):
         BM25.load(tmp_path)
+
+
+def test_what_was_kept_when_words_were_cut_in_another_way_is_refused(tmp_path: Path) -> None:
+    BM25([("first", "हिन्दी भाषा")], "hi").save(tmp_path / "bm25")
+    manifest = json.loads((tmp_path / "bm25" / "bm25.json").read_text(encoding="utf-8"))
+    for language, refused in (("hi", True), ("en", False)):  # the cut of English is as it was
+        changed = manifest | {"format": 1, "language": language}
+        (tmp_path / "bm25" / "bm25.json").write_text(json.dumps(changed), encoding="utf-8")
+        if refused:
+            with pytest.raises(IndexFolderError, match="cut words in another way; make it anew"):
+                BM25.load(tmp_path / "bm25")
+        else:
+            assert BM25.load(tmp_path / "bm25").language == "en"

@@ -199,6 +199,47 @@ def test_many_callers_at_once_each_get_their_own(client: OpenAI, encoder: Encode
         assert max(pool.map(ask, range(96))) < 1e-6
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["while computed", "while sending"])
+def test_for_a_caller_who_hangs_up_no_more_is_computed(
+    encoder: Encoder, whole: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [f"{text} {number}" for number in range(500) for text in TEXTS[:2]]
+    body, statuses = json.dumps({"input": texts}).encode(), list[int]()
+    going_on, begun, computed, pooled = threading.Event(), threading.Event(), list[int](), encoder.pooled
+
+    def held_up(ids: Any) -> Any:
+        computed.append(len(ids))
+        begun.set()
+        assert going_on.wait(60)
+        return pooled(ids)
+
+    monkeypatch.setattr(encoder, "pooled", held_up)
+
+    async def run() -> None:
+        app, messages = make_app(Served(encoder=encoder, name="release")), asyncio.Queue[dict[str, Any]]()
+        messages.put_nowait({"type": "http.request", "body": body[: None if whole else 99], "more_body": not whole})
+        headers = [(b"content-type", b"application/json"), (b"host", b"localhost")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": headers, "query_string": b""}
+
+        async def send(message: Any) -> None:
+            statuses.append(message.get("status", 0))
+
+        async with app.router.lifespan_context(app):
+            answering = asyncio.create_task(app(scope, messages.get, send))
+            if whole:
+                assert await asyncio.to_thread(begun.wait, 60)
+            messages.put_nowait({"type": "http.disconnect"})
+            await answering
+            going_on.set()
+            assert app.state.server.batcher.inside == 0
+
+    asyncio.run(run())
+    assert statuses[0] == 499
+    assert len(computed) == int(whole)  # the batch that had begun, of many
+    assert sum(computed) < len(texts)
+    assert not caplog.records
+
+
 def test_told_to_end_it_answers_what_has_begun(release_folder: Path) -> None:
     process, address = start(release_folder)
     answers: list[int] = []
