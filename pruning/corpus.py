@@ -116,6 +116,8 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
 
     config = json.loads(_file_of(model, "config.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer.from_file(str(_file_of(model, "tokenizer.json")))
+    tokenizer.no_truncation()  # whatever was saved with it
+    tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text
     if tokenizer.get_vocab_size() > config["vocab_size"]:
         raise CorpusError(

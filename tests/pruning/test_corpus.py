@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,19 @@ def test_every_document_is_bos_tokens_eos(text: Path, llama_folder: Path, tmp_pa
     assert split.text_bytes == sum(len(document.encode()) for document in DOCUMENTS)
     assert corpus.domains["lines"]["held_out"].documents == 1
     assert [corpus.domains[name]["train"].documents for name in ("paragraphs", "rows")] == [2, 2]  # one kept aside
+
+
+def test_what_a_tokenizer_was_saved_with_neither_cuts_nor_pads(text: Path, llama_folder: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(llama_folder, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer(DOCUMENTS, truncation=True, max_length=3, padding="max_length")
+    tokenizer.save_pretrained(model)
+    saved = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+    assert saved["truncation"]["max_length"] == saved["padding"]["strategy"]["Fixed"] == 3
+    one, other = tokenise(text, llama_folder, tmp_path / "one"), tokenise(text, model, tmp_path / "other")
+    assert one.domains == other.domains
+    files = [corpus.folder / "lines" / "train.bin" for corpus in (one, other)]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_all_kinds_of_files_give_the_same_documents(text: Path) -> None:
