@@ -84,7 +84,7 @@ class Corpus:
     def _check_sizes(self) -> None:
         for domain, splits in self.domains.items():
             for name, split in splits.items():
-                path, announced = self._file_of(domain, name), split.tokens * np.dtype(self.dtype).itemsize
+                path, announced = self._tokens_file(domain, name), split.tokens * np.dtype(self.dtype).itemsize
                 if not path.is_file():
                     raise CorpusError(f"{path} is missing; run `python -m pruning tokenise` again.")
                 if path.stat().st_size != announced:
@@ -93,7 +93,7 @@ class Corpus:
                         "run `python -m pruning tokenise` again."
                     )
 
-    def _file_of(self, domain: str, split: str) -> Path:
+    def _tokens_file(self, domain: str, split: str) -> Path:
         return self.folder / domain / f"{split}.bin"
 
     def sequences(self, domain: str, split: str, length: int) -> NDArray[np.unsignedinteger]:
@@ -108,7 +108,7 @@ class Corpus:
                 f"Domain {domain!r} has {tokens} {split} tokens, less than one sequence of {length}; "
                 "add text or set a shorter sequence_length."
             )
-        flat = np.memmap(self._file_of(domain, split), dtype=self.dtype, mode="r")
+        flat = np.memmap(self._tokens_file(domain, split), dtype=self.dtype, mode="r")
         return flat[: tokens // length * length].reshape(-1, length)
 
     def check_tokens(self, row: NDArray[np.unsignedinteger]) -> None:
@@ -133,7 +133,7 @@ class Corpus:
             CorpusError: it is another one; token ids would mean other text.
             ModelFolderError: the folder has none.
         """
-        if sha256_of_file(_tokenizer_file(model)) != self.tokenizer_sha256:
+        if sha256_of_file(_file_of(model, "tokenizer.json")) != self.tokenizer_sha256:
             raise CorpusError(
                 f"{self.folder} was tokenised with another tokenizer than that of {model}; "
                 f"run `python -m pruning tokenise` again with this model."
@@ -153,12 +153,12 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
             model's vocabulary.
         ModelFolderError: configuration or tokenizer are missing or damaged, or there is no BOS or EOS.
     """
-    path = Path(model) / "config.json"
+    path = _file_of(model, "config.json")
     config = read_json(path)
     if "vocab_size" not in config:
         raise ModelFolderError(f"{path} has no vocab_size; pass the folder of a language model.")
     vocab_size, ends = config["vocab_size"], _ends_of(path, config)
-    tokenizer = _load_tokenizer(_tokenizer_file(model))
+    tokenizer = _load_tokenizer(_file_of(model, "tokenizer.json"))
     entries = max(tokenizer.get_vocab().values(), default=-1) + 1
     if entries > vocab_size:
         raise CorpusError(
@@ -177,7 +177,7 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
         manifest = {
             "dtype": dtype,
             "vocab_size": vocab_size,
-            "tokenizer_sha256": sha256_of_file(_tokenizer_file(model)),
+            "tokenizer_sha256": sha256_of_file(_file_of(model, "tokenizer.json")),
             "bos_token_id": ends[0],
             "domains": {
                 name: {key: asdict(split) for key, split in splits.items()} for name, splits in domains.items()
@@ -218,10 +218,10 @@ def _load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _tokenizer_file(model: str | Path) -> Path:
-    path = Path(model) / "tokenizer.json"
+def _file_of(model: str | Path, name: str) -> Path:
+    path = Path(model) / name
     if not path.is_file():
-        raise ModelFolderError(f"{path} is missing; pass a model folder with its tokenizer.")
+        raise ModelFolderError(f"{model} has no {name}; pass a model folder with its tokenizer.")
     return path
 
 
