@@ -28,7 +28,8 @@ from drama_models.folders import atomic_folder
 from drama_models.progress import hide_loading_bars
 from drama_models.provenance import read_provenance, write_provenance
 from drama_models.recipe import parse_recipe
-from pruning.corpus import Corpus, read_documents, tokenise
+from pruning.corpus import Corpus, tokenise
+from pruning.documents import read_documents
 from pruning.recover import RecoverRecipe, recover
 
 HERE = Path(__file__).parent

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pruning.corpus import Corpus, read_documents
+from pruning.corpus import Corpus
+from pruning.documents import read_documents
 
 if TYPE_CHECKING:
     from pathlib import Path

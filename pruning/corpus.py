@@ -8,30 +8,30 @@ sequence length where they are read, as in LLM-Shearing. Text is streamed: memor
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from drama_models.errors import CorpusError, ModelFolderError
 from drama_models.folders import atomic_folder, sha256_of_file
+from drama_models.model_folder import read_json
+from pruning.documents import SUFFIXES, read_documents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
-MANIFEST = "manifest.json"
+MANIFEST, SPLITS = "manifest.json", ("train", "held_out")
 HELD_OUT_SHARE = 100  # one document in this many, where no file is named held_out*
 DOCUMENTS_PER_BATCH = 512
-SUFFIXES = (".jsonl", ".txt", ".parquet", ".jsonl.gz", ".txt.gz")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Corpus:
 
     folder: Path
     dtype: str
+    vocab_size: int
+    """Every token is below it."""
     tokenizer_sha256: str
     bos_token_id: int
     """First token of every document."""
@@ -60,17 +62,39 @@ class Corpus:
         """Open what `tokenise` made.
 
         Raises:
-            CorpusError: there is no tokenised corpus in this folder.
+            CorpusError: there is no tokenised corpus in this folder, or it is damaged.
         """
         path = Path(folder) / MANIFEST
         if not path.is_file():
             raise CorpusError(f"{folder} is not a tokenised corpus; run `python -m pruning tokenise` to make one.")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        domains = {
-            name: {split: Split(**sizes) for split, sizes in splits.items()}
-            for name, splits in manifest["domains"].items()
-        }
-        return cls(Path(folder), manifest["dtype"], manifest["tokenizer_sha256"], manifest["bos_token_id"], domains)
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            domains = {
+                name: {split: Split(*(int(splits[split][field.name]) for field in fields(Split))) for split in SPLITS}
+                for name, splits in manifest["domains"].items()
+            }
+            dtype, bos = manifest["dtype"], int(manifest["bos_token_id"])
+            vocab_size = int(manifest.get("vocab_size", np.iinfo(dtype).max + 1))  # older manifests do not have it
+            corpus = cls(Path(folder), dtype, vocab_size, manifest["tokenizer_sha256"], bos, domains)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise CorpusError(f"{path} is damaged; run `python -m pruning tokenise` again.") from None
+        corpus._check_sizes()
+        return corpus
+
+    def _check_sizes(self) -> None:
+        for domain, splits in self.domains.items():
+            for name, split in splits.items():
+                path, announced = self._tokens_file(domain, name), split.tokens * np.dtype(self.dtype).itemsize
+                if not path.is_file():
+                    raise CorpusError(f"{path} is missing; run `python -m pruning tokenise` again.")
+                if path.stat().st_size != announced:
+                    raise CorpusError(
+                        f"{path} has {path.stat().st_size:,} bytes where {MANIFEST} announces {announced:,}; "
+                        "run `python -m pruning tokenise` again."
+                    )
+
+    def _tokens_file(self, domain: str, split: str) -> Path:
+        return self.folder / domain / f"{split}.bin"
 
     def sequences(self, domain: str, split: str, length: int) -> NDArray[np.unsignedinteger]:
         """All whole sequences of a split, memory-mapped, shape (number of sequences, length).
@@ -84,8 +108,23 @@ class Corpus:
                 f"Domain {domain!r} has {tokens} {split} tokens, less than one sequence of {length}; "
                 "add text or set a shorter sequence_length."
             )
-        flat = np.memmap(self.folder / domain / f"{split}.bin", dtype=self.dtype, mode="r")
+        flat = np.memmap(self._tokens_file(domain, split), dtype=self.dtype, mode="r")
         return flat[: tokens // length * length].reshape(-1, length)
+
+    def check_tokens(self, row: NDArray[np.unsignedinteger]) -> None:
+        """Refuse a sequence with a token that the model has no embedding for.
+
+        Args:
+            row: of `sequences`, (length,).
+
+        Raises:
+            CorpusError: there is one; the file changed since it was written.
+        """
+        if row.max() >= self.vocab_size:
+            raise CorpusError(
+                f"{self.folder} is damaged: there is a token {row.max()} where vocab_size is {self.vocab_size}; "
+                "run `python -m pruning tokenise` again."
+            )
 
     def check_tokenizer(self, model: str | Path) -> None:
         """Refuse a model whose tokenizer is not the one that made this corpus.
@@ -110,23 +149,26 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
         out: folder to make.
 
     Raises:
-        CorpusError: no domain, an empty domain, a broken line, or a tokenizer larger than the model's vocabulary.
+        CorpusError: no domain, an empty domain, a file or line that cannot be read, or a tokenizer larger than the
+            model's vocabulary.
+        ModelFolderError: configuration or tokenizer are missing or damaged, or there is no BOS or EOS.
     """
-    from tokenizers import Tokenizer
-
-    config = json.loads(_file_of(model, "config.json").read_text(encoding="utf-8"))
-    tokenizer = Tokenizer.from_file(str(_file_of(model, "tokenizer.json")))
-    tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text
-    if tokenizer.get_vocab_size() > config["vocab_size"]:
+    path = _file_of(model, "config.json")
+    config = read_json(path)
+    if "vocab_size" not in config:
+        raise ModelFolderError(f"{path} has no vocab_size; pass the folder of a language model.")
+    vocab_size, ends = config["vocab_size"], _ends_of(path, config)
+    tokenizer = _load_tokenizer(_file_of(model, "tokenizer.json"))
+    entries = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if entries > vocab_size:
         raise CorpusError(
-            f"The tokenizer of {model} has {tokenizer.get_vocab_size()} entries, its model only "
-            f"{config['vocab_size']}; use the tokenizer that belongs to the model."
+            f"The tokenizer of {model} has {entries} entries, its model only {vocab_size}; use the tokenizer that "
+            "belongs to the model."
         )
     names = sorted(path.name for path in Path(text).iterdir() if path.is_dir()) if Path(text).is_dir() else []
     if not names:
         raise CorpusError(f"{text} has no domains; pass a folder with one sub-folder of text files for each domain.")
-    dtype = "uint16" if config["vocab_size"] <= np.iinfo(np.uint16).max else "uint32"
-    ends = config["bos_token_id"], config["eos_token_id"]
+    dtype = "uint16" if vocab_size <= np.iinfo(np.uint16).max else "uint32"
     domains = {}
     with atomic_folder(out) as partial:
         for name in names:
@@ -134,6 +176,7 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
             domains[name] = _tokenise_domain(Path(text) / name, tokenizer, ends, dtype, partial / name)
         manifest = {
             "dtype": dtype,
+            "vocab_size": vocab_size,
             "tokenizer_sha256": sha256_of_file(_file_of(model, "tokenizer.json")),
             "bos_token_id": ends[0],
             "domains": {
@@ -144,52 +187,42 @@ def tokenise(text: str | Path, model: str | Path, out: str | Path) -> Corpus:
     return Corpus.open(out)
 
 
+def _ends_of(path: Path, config: Mapping[str, Any]) -> tuple[int, int]:
+    """BOS and EOS of a configuration; the first of several EOS, which in Llama 3 is that of a text."""
+    ends = []
+    for name in ("bos_token_id", "eos_token_id"):
+        number = config.get(name)
+        number = number[0] if isinstance(number, list) and number else number
+        if not isinstance(number, int) or not 0 <= number < config["vocab_size"]:
+            raise ModelFolderError(
+                f"{path}: {name} is {number!r} and must be a token below vocab_size={config['vocab_size']}: "
+                "documents start with BOS and end with EOS; set it."
+            )
+        ends.append(number)
+    return ends[0], ends[1]
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a file, which neither cuts nor pads, whatever was saved with it."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the Rust library raises bare Exception, and its panics are no Exception at all
+        raise ModelFolderError(f"{path} is not a tokenizer file ({error}); fetch it again.") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text
+    return tokenizer
+
+
 def _file_of(model: str | Path, name: str) -> Path:
     path = Path(model) / name
     if not path.is_file():
         raise ModelFolderError(f"{model} has no {name}; pass a model folder with its tokenizer.")
     return path
-
-
-def read_documents(path: Path) -> Iterator[str]:
-    """The documents of one file: a line of `.jsonl`, a row of `.parquet`, or paragraphs of `.txt` up to a blank line.
-
-    Raises:
-        CorpusError: a line that is not a JSON object with a `text`, named by file and line.
-    """
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
-
-        for batch in parquet.ParquetFile(path).iter_batches(columns=["text"]):
-            yield from batch.column("text").to_pylist()
-        return
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        yield from _read_jsonl(file, path) if ".jsonl" in path.suffixes else _read_paragraphs(file)
-
-
-def _read_jsonl(file: IO[str], path: Path) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
-        try:
-            document = json.loads(line)["text"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise CorpusError(f'{path}, line {number}: expected a JSON object such as {{"text": "..."}}.') from None
-        if not isinstance(document, str):
-            raise CorpusError(f"{path}, line {number}: `text` must be a string, found {type(document).__name__}.")
-        yield document
-
-
-def _read_paragraphs(file: IO[str]) -> Iterator[str]:
-    """Documents are separated by blank lines."""
-    lines: list[str] = []
-    for line in file:
-        if line.strip():
-            lines.append(line)
-        elif lines:
-            yield "".join(lines)
-            lines = []
-    if lines:
-        yield "".join(lines)
 
 
 def _tokenise_domain(
@@ -208,7 +241,8 @@ def _tokenise_domain(
     (out / "train.ends").unlink()
     (out / "held_out.ends").unlink(missing_ok=True)
     if not train.documents:
-        raise CorpusError(f"Domain folder {folder} has no training text; add documents to its files.")
+        has = "no training text" if held_out_files or not held_out.documents else "one document, which is held out"
+        raise CorpusError(f"Domain folder {folder} has {has}; add documents to its files.")
     return {"train": train, "held_out": held_out}
 
 

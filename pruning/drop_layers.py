@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM
 
 from drama_models.errors import ShapeError
 from drama_models.folders import atomic_folder
@@ -24,7 +23,7 @@ from pruning.corpus import Corpus
 from pruning.language_modelling import StageFolders
 from pruning.masks import mask_shapes
 from pruning.mixture import MixedSequences
-from pruning.model_folder import read_config
+from pruning.model_folder import load_causal_model, read_config
 from pruning.shape import BackboneShape
 from pruning.slicing import write_sliced
 
@@ -77,7 +76,7 @@ def drop_layers(recipe: DropLayersRecipe) -> dict[str, Any]:
     Raises:
         ShapeError: a number of layers that the model cannot be cut to.
         CorpusError: corpus and model do not fit.
-        ModelFolderError: unreadable weights.
+        ModelFolderError: the model is not whole.
     """
     corpus, shape = Corpus.open(recipe.corpus), BackboneShape.of(read_config(recipe.model))
     corpus.check_tokenizer(recipe.model)
@@ -87,7 +86,7 @@ def drop_layers(recipe: DropLayersRecipe) -> dict[str, Any]:
             f"1 to {shape.num_layers - 1}."
         )
     data = MixedSequences(corpus, {}, recipe.sequence_length, recipe.sequences, recipe.seed)
-    model: Any = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32).eval()
+    model = load_causal_model(recipe.model).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     batches = list(DataLoader(data, recipe.batch_size))
     kept = list(range(shape.num_layers))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import TrainerCallback
 
 from drama_models.checkpoints import LOG, keep_log, last_checkpoint, remove_checkpoints
 from drama_models.errors import ModelFolderError, TrainingError
@@ -31,7 +31,7 @@ from pruning.language_modelling import (
 )
 from pruning.masked_model import MaskedCausalLM
 from pruning.masks import Masks
-from pruning.model_folder import read_config
+from pruning.model_folder import load_causal_model, load_stock_tokenizer, read_config
 from pruning.plots import PLOT, plot_expected_sizes
 from pruning.shape import BackboneShape, TargetShape
 
@@ -126,16 +126,19 @@ def learn_masks(recipe: LearnMasksRecipe) -> dict[str, Any]:
     Raises:
         ShapeError: a target the source cannot be cut to.
         CorpusError: corpus and model do not fit.
+        ModelFolderError: the model is not whole.
         TrainingError: the loss became non-finite, or an interrupted run had other settings.
     """
     source = BackboneShape.of(read_config(recipe.model))
     target = source.cut_to(recipe.target)
     corpus = Corpus.open(recipe.corpus)
     corpus.check_tokenizer(recipe.model)
+    tokenizer = load_stock_tokenizer(recipe.model)
 
     def make() -> MaskedCausalLM:
-        stock: Any = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
-        return MaskedCausalLM(stock, Masks(source, target, recipe.seed), recipe.sparsity_warmup_steps)
+        return MaskedCausalLM(
+            load_causal_model(recipe.model), Masks(source, target, recipe.seed), recipe.sparsity_warmup_steps
+        )
 
     model = make()
     trainer = MaskTrainer(recipe, model, corpus)
@@ -150,7 +153,7 @@ def learn_masks(recipe: LearnMasksRecipe) -> dict[str, Any]:
             "proportion_updates": trained.updates,
             "held_out_under_masks": held_out_figures(whole, corpus, **recipe.held_out),
         }
-        _write_folder(recipe, whole, figures)
+        _write_folder(recipe, whole, tokenizer, figures)
     trainer.accelerator.wait_for_everyone()
     return read_provenance(recipe.out) or {}
 
@@ -198,7 +201,7 @@ def _measure(recipe: LearnMasksRecipe, trainer: MaskTrainer, corpus: Corpus) -> 
         start_from_importance(model, corpus, recipe.importance, recipe.seed)
 
 
-def _write_folder(recipe: LearnMasksRecipe, model: MaskedCausalLM, figures: dict[str, Any]) -> None:
+def _write_folder(recipe: LearnMasksRecipe, model: MaskedCausalLM, tokenizer: Any, figures: dict[str, Any]) -> None:
     masks = model.masks
     state = {f"log_alpha.{name}": value.detach().contiguous() for name, value in masks.log_alpha.items()}
     for order, multipliers in (("1", model.lagrangian.lambda_1), ("2", model.lagrangian.lambda_2)):
@@ -208,7 +211,7 @@ def _write_folder(recipe: LearnMasksRecipe, model: MaskedCausalLM, figures: dict
     }
     with atomic_folder(recipe.out) as partial:
         model.model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(recipe.model).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
         save_file(state, partial / MASKS)
         shapes = {"source": asdict(masks.source), "target": asdict(masks.target)}
         (partial / "masks.json").write_text(json.dumps(shapes, indent=2) + "\n", encoding="utf-8")

@@ -50,6 +50,7 @@ class MixedSequences(Dataset[dict[str, torch.Tensor]]):
         *,
         separate_documents: bool = False,
     ) -> None:
+        self.corpus = corpus
         self.start_token = corpus.bos_token_id if separate_documents else None
         self.proportions = normalised_proportions(corpus, proportions)
         self.seed = seed
@@ -100,7 +101,9 @@ class MixedSequences(Dataset[dict[str, torch.Tensor]]):
         return len(self.row_of)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return packed(self.sources[self.domain_of[index]][self.row_of[index]], self.start_token)
+        row = self.sources[self.domain_of[index]][self.row_of[index]]
+        self.corpus.check_tokens(row)
+        return packed(row, self.start_token)
 
 
 class HeldOutSequences(Dataset[dict[str, torch.Tensor]]):
@@ -109,6 +112,7 @@ class HeldOutSequences(Dataset[dict[str, torch.Tensor]]):
     def __init__(
         self, corpus: Corpus, domain: str, length: int, limit: int, *, separate_documents: bool = False
     ) -> None:
+        self.corpus = corpus
         self.start_token = corpus.bos_token_id if separate_documents else None
         self.rows = corpus.sequences(domain, "held_out", length)[:limit]
 
@@ -116,6 +120,7 @@ class HeldOutSequences(Dataset[dict[str, torch.Tensor]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        self.corpus.check_tokens(self.rows[index])
         return packed(self.rows[index], self.start_token)
 
 

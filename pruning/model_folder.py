@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from drama_models.errors import ModelFolderError
+from drama_models.model_folder import check_llama_weights, read_json, tensor_shapes, weight_files
 from drama_models.provenance import FILE_NAME
+from drama_models.setting_kinds import check_llama_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 HEADER_ROOM = 2**18  # bytes; the 147 tensors of Llama-3.2-1B need a sixteenth of it
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-INDEX = "model.safetensors.index.json"
 NOT_CARRIED = re.compile(r"\.safetensors$|\.index\.json$|\.jsonl$|\.bin$|\.svg$|^masks\.json$|^config\.json$|^\.")
 
 
@@ -32,11 +33,9 @@ def read_config(folder: str | Path) -> LlamaConfig:
     """Configuration of a model folder that can be pruned.
 
     Raises:
-        ModelFolderError: no configuration, or that of another kind of model.
+        ModelFolderError: no configuration, a damaged one, or that of another kind of model.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise ModelFolderError(f"{folder} has no config.json; pass the folder of a Llama-shaped model.")
-    config: Any = AutoConfig.from_pretrained(folder)
+    config = _any_config(Path(folder))
     if config.model_type != "llama":
         raise ModelFolderError(
             f"{folder} holds a model of type {config.model_type!r}; only models of type 'llama' can be pruned."
@@ -44,21 +43,82 @@ def read_config(folder: str | Path) -> LlamaConfig:
     return config
 
 
-def read_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of every weight of a model folder, one at a time.
+def _any_config(folder: Path) -> Any:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelFolderError(f"{folder} has no config.json; pass the folder of a Llama-shaped model.")
+    settings = read_json(path)
+    if settings.get("model_type") == "llama":
+        check_llama_settings(path, settings)
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # what transformers and the validators of its settings raise shares no base class
+        raise ModelFolderError(
+            f"{path} is not a configuration that transformers reads ({_in_short(error)}); fetch the folder again."
+        ) from None
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def load_causal_model(folder: str | Path) -> Any:
+    """A stock causal language model in float32, every weight of it from safetensors and finite.
 
     Raises:
-        ModelFolderError: no safetensors, or a truncated file.
+        ModelFolderError: a damaged configuration, no safetensors, a truncated file, or a weight that is missing, of
+            another shape, or not finite.
     """
     folder = Path(folder)
-    if (folder / INDEX).is_file():
-        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        files = sorted({folder / Path(name).name for name in weight_map.values()})
-    else:
-        files = [folder / WEIGHTS]
-    for path in files:
-        if not path.is_file():
-            raise ModelFolderError(f"{path} is missing; weights are read from safetensors only.")
+    if _any_config(folder).model_type == "llama":
+        check_llama_weights(folder, read_json(folder / "config.json"))
+    for path in weight_files(folder):
+        tensor_shapes(path)
+    stock: Any = AutoModelForCausalLM
+    try:
+        model, report = stock.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (ValueError, KeyError) as error:  # such as an activation that there is not
+        raise ModelFolderError(f"No model can be made of {folder} ({_in_short(error)}); fetch it again.") from None
+    absent = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
+    if absent:
+        raise ModelFolderError(
+            f"{folder} has no weight {absent[0]!r} of the shape that config.json asks for; use weights and config.json "
+            "of one model."
+        )
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise ModelFolderError(
+                f"{folder}: weight {name!r} is not finite everywhere; fetch or make the folder again."
+            )
+    return model
+
+
+def load_stock_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a model folder as transformers reads it, to be written beside the weights that are made.
+
+    Raises:
+        ModelFolderError: transformers cannot read it.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the Rust library raises bare Exception, transformers whatever the settings lead to
+        raise ModelFolderError(
+            f"The tokenizer of {folder} is not one that transformers reads ({_in_short(error)}); fetch its tokenizer "
+            "files again."
+        ) from None
+
+
+def read_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of every weight of a Llama folder, one at a time.
+
+    Raises:
+        ModelFolderError: no safetensors, a truncated file, or a weight that is missing or of another shape.
+    """
+    folder = Path(folder)
+    check_llama_weights(folder, read_json(folder / "config.json"))
+    for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())

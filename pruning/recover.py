@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from drama_models.checkpoints import LOG, keep_log, remove_checkpoints
 from drama_models.errors import ModelFolderError
@@ -28,6 +28,7 @@ from pruning.language_modelling import (
     LanguageModelTrainer,
     train,
 )
+from pruning.model_folder import load_causal_model, load_stock_tokenizer
 from pruning.packing import share_of_step
 
 if TYPE_CHECKING:
@@ -104,12 +105,12 @@ def recover(recipe: RecoverRecipe) -> dict[str, Any]:
 
     Raises:
         CorpusError: corpus and model do not fit.
-        ModelFolderError: a teacher with another vocabulary.
+        ModelFolderError: a model that is not whole, or a teacher with another vocabulary.
         TrainingError: the loss became non-finite, or an interrupted run had other settings.
     """
     corpus = Corpus.open(recipe.corpus)
     corpus.check_tokenizer(recipe.model)
-    model = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
+    model, tokenizer = load_causal_model(recipe.model), load_stock_tokenizer(recipe.model)
     trainer = _trainer(recipe, model, corpus)
     trained = train(recipe, trainer, model, corpus)
     config = AutoConfig.from_pretrained(recipe.model)
@@ -123,7 +124,7 @@ def recover(recipe: RecoverRecipe) -> dict[str, Any]:
             "held_out_before": trained.before,
             "held_out": held_out_figures(whole, corpus, **recipe.held_out),
         }
-        _write_folder(recipe, whole, figures)
+        _write_folder(recipe, whole, tokenizer, figures)
     trainer.accelerator.wait_for_everyone()
     return read_provenance(recipe.out) or {}
 
@@ -132,7 +133,7 @@ def _trainer(recipe: RecoverRecipe, model: PreTrainedModel, corpus: Corpus) -> L
     if recipe.teacher is None:
         return LanguageModelTrainer(recipe, model, corpus)
     corpus.check_tokenizer(recipe.teacher)
-    teacher = AutoModelForCausalLM.from_pretrained(recipe.teacher, dtype=torch.float32)
+    teacher = load_causal_model(recipe.teacher)
     if teacher.config.vocab_size != model.config.vocab_size:
         raise ModelFolderError(
             f"The teacher {recipe.teacher} has {teacher.config.vocab_size} logits, {recipe.model} "
@@ -141,11 +142,11 @@ def _trainer(recipe: RecoverRecipe, model: PreTrainedModel, corpus: Corpus) -> L
     return DistillationTrainer(recipe, model, corpus, teacher)
 
 
-def _write_folder(recipe: RecoverRecipe, model: PreTrainedModel, figures: dict[str, Any]) -> None:
+def _write_folder(recipe: RecoverRecipe, model: PreTrainedModel, tokenizer: Any, figures: dict[str, Any]) -> None:
     with atomic_folder(recipe.out) as partial:
         model.to(getattr(torch, recipe.save_dtype))
         model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(recipe.model).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
         keep_log(recipe.out, partial)
         write_provenance(
             partial,

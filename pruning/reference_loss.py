@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
 
 from drama_models.errors import CorpusError
 from drama_models.folders import atomic_file
 from pruning.corpus import Corpus
 from pruning.held_out import held_out_figures
+from pruning.model_folder import load_causal_model
 from pruning.scaling_law import extrapolated_loss
 
 
@@ -60,6 +59,7 @@ def reference_losses(recipe: ReferenceLossRecipe) -> dict[str, float]:
 
     Raises:
         CorpusError: corpus and model do not fit, or the curve cannot be read or fitted.
+        ModelFolderError: the model is not whole.
     """
     if recipe.model is not None and recipe.corpus is not None:
         losses = _losses_of_model(recipe, recipe.model, Corpus.open(recipe.corpus))
@@ -73,7 +73,7 @@ def reference_losses(recipe: ReferenceLossRecipe) -> dict[str, float]:
 
 def _losses_of_model(recipe: ReferenceLossRecipe, folder: Path, corpus: Corpus) -> dict[str, float]:
     corpus.check_tokenizer(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = load_causal_model(folder)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     figures = held_out_figures(
         model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pyarrow.parquet as parquet
 import pytest
 from transformers import AutoTokenizer
 
-from drama_models.errors import CorpusError
-from pruning.corpus import Corpus, read_documents, tokenise
+from drama_models.errors import CorpusError, ModelFolderError
+from pruning.corpus import Corpus, tokenise
+from pruning.documents import read_documents
 from pruning.mixture import HeldOutSequences, MixedSequences, normalised_proportions
 from tests.conftest import make_llama
 
@@ -48,6 +50,19 @@ def test_every_document_is_bos_tokens_eos(text: Path, llama_folder: Path, tmp_pa
     assert [corpus.domains[name]["train"].documents for name in ("paragraphs", "rows")] == [2, 2]  # one kept aside
 
 
+def test_what_a_tokenizer_was_saved_with_neither_cuts_nor_pads(text: Path, llama_folder: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(llama_folder, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer(DOCUMENTS, truncation=True, max_length=3, padding="max_length")
+    tokenizer.save_pretrained(model)
+    saved = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+    assert saved["truncation"]["max_length"] == saved["padding"]["strategy"]["Fixed"] == 3
+    one, other = tokenise(text, llama_folder, tmp_path / "one"), tokenise(text, model, tmp_path / "other")
+    assert one.domains == other.domains
+    files = [corpus.folder / "lines" / "train.bin" for corpus in (one, other)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_all_kinds_of_files_give_the_same_documents(text: Path) -> None:
     assert list(read_documents(text / "lines" / "a.jsonl")) == DOCUMENTS
     assert [document.strip() for document in read_documents(text / "paragraphs" / "a.txt.gz")] == DOCUMENTS
@@ -65,13 +80,56 @@ def test_sequences_are_cut_from_one_run_of_tokens(corpus_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{broken", "line 2: expected a JSON object"), ('{"text": 3}', "line 2: `text` must be a string, found int")],
+    [
+        (b"{broken", "line 2: expected a JSON object"),
+        (b"[" * 100_000, "line 2: expected a JSON object"),
+        (b'{"text": 3}', "line 2: `text` must be a string, found int"),
+        (b'{"text": "\xe9"}', "line 2: this is not UTF-8"),
+    ],
 )
-def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_a_broken_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "fine"}\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(CorpusError, match=message):
+    path.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
+    with pytest.raises(CorpusError, match=rf"a\.jsonl, {message}"):
         list(read_documents(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"one\n\ntwo \xff\n", r"a\.txt, line 3: this is not UTF-8"),
+        ("a.txt.gz", b"one", "cannot be read .*Not a gzipped file"),
+        ("a.txt.gz", gzip.compress(b"one two three" * 99)[:-9], "cannot be read .*ended before"),
+        ("a.txt.gz", gzip.compress(b"one")[:10] + b"\xff" * 20, "cannot be read .*invalid"),
+        ("a.parquet", b"PAR1", r"a\.parquet cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=message):
+        list(read_documents(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"content": ["a"]}, "no column `text`, only content"),
+        ({"text": ["a", None]}, "row 2: `text` must be a string, found NoneType"),
+        ({"text": [1]}, "row 1: `text` must be a string, found int"),
+    ],
+)
+def test_a_table_without_its_texts_is_refused(tmp_path: Path, table: dict[str, list[object]], message: str) -> None:
+    parquet.write_table(pa.table(table), tmp_path / "a.parquet")
+    with pytest.raises(CorpusError, match=message):
+        list(read_documents(tmp_path / "a.parquet"))
+
+
+def test_lone_surrogates_are_read_as_the_replacement_character(text: Path, llama_folder: Path, tmp_path: Path) -> None:
+    """JSON can write them; no file can hold them and no tokenizer takes them. A pair is a character."""
+    (text / "lines" / "a.jsonl").write_text(r'{"text": "lone \ud800, pair \ud83d\ude00"}', encoding="utf-8")
+    assert list(read_documents(text / "lines" / "a.jsonl")) == ["lone \ufffd, pair \U0001f600"]
+    corpus = tokenise(text, llama_folder, tmp_path / "corpus")
+    assert corpus.domains["lines"]["train"].text_bytes == len("lone \ufffd, pair \U0001f600".encode())
 
 
 def test_what_cannot_be_tokenised_is_refused(text: Path, llama_folder: Path, tmp_path: Path) -> None:
@@ -85,7 +143,73 @@ def test_what_cannot_be_tokenised_is_refused(text: Path, llama_folder: Path, tmp
         tokenise(text, small, tmp_path / "corpus")
     with pytest.raises(CorpusError, match="python -m pruning tokenise"):
         Corpus.open(tmp_path / "corpus")
+    (text / "empty" / "one.txt").write_text("one document", encoding="utf-8")
+    with pytest.raises(CorpusError, match="empty has one document, which is held out; add documents"):
+        tokenise(text, llama_folder, tmp_path / "corpus")
     assert not (tmp_path / "corpus").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("config.json", {"bos_token_id": None}, "bos_token_id is None and must be a token below vocab_size=400"),
+        ("config.json", {"eos_token_id": 400}, "eos_token_id is 400 and must be a token below"),
+        ("config.json", {"eos_token_id": []}, r"eos_token_id is \[\] and must be a token below"),
+        ("config.json", {"vocab_size": None}, "has no vocab_size"),
+        ("config.json", None, r"config\.json is not valid JSON"),
+        ("tokenizer.json", None, r"tokenizer\.json is not a tokenizer file"),
+    ],
+)
+def test_a_model_that_cannot_say_its_tokens_is_refused(
+    text: Path, llama_folder: Path, tmp_path: Path, name: str, changes: dict[str, object] | None, message: str
+) -> None:
+    model = shutil.copytree(llama_folder, tmp_path / "model")
+    settings = json.loads((model / name).read_text(encoding="utf-8"))
+    (model / name).write_text("{" if changes is None else json.dumps(settings | changes), encoding="utf-8")
+    with pytest.raises(ModelFolderError, match=message):
+        tokenise(text, model, tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_the_first_of_several_ends_closes_a_document(text: Path, llama_folder: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(llama_folder, tmp_path / "model")
+    settings = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps(settings | {"eos_token_id": [1, 2]}), encoding="utf-8")
+    one, several = tokenise(text, llama_folder, tmp_path / "one"), tokenise(text, model, tmp_path / "several")
+    files = [corpus.folder / "lines" / "train.bin" for corpus in (one, several)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("manifest.json", b"{", r"manifest\.json is damaged; run `python -m pruning tokenise` again"),
+        ("manifest.json", b"{}", r"manifest\.json is damaged"),
+        ("manifest.json", b'{"domains": {"long": {"train": {"tokens": 3}}}}', r"manifest\.json is damaged"),
+        ("long/train.bin", None, r"train\.bin is missing"),
+        ("long/held_out.bin", b"\0" * 100, r"held_out\.bin has 100 bytes where manifest\.json announces"),
+    ],
+)
+def test_a_damaged_corpus_is_not_opened(
+    corpus_folder: Path, tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    folder = shutil.copytree(corpus_folder, tmp_path / "corpus")
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=message):
+        Corpus.open(folder)
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(corpus_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(corpus_folder, tmp_path / "corpus")
+    for split in ("train", "held_out"):
+        path = folder / "long" / f"{split}.bin"
+        path.write_bytes(b"\xff" * path.stat().st_size)
+    corpus = Corpus.open(folder)
+    for data in (MixedSequences(corpus, {"long": 1.0}, 32, 4, 0), HeldOutSequences(corpus, "long", 32, 4)):
+        with pytest.raises(CorpusError, match="there is a token 65535 where vocab_size is 400"):
+            data[0]
 
 
 def test_a_corpus_belongs_to_its_tokenizer(corpus_folder: Path, llama_folder: Path, tmp_path: Path) -> None:
