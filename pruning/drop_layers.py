@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path  # noqa: F401 (inherited fields are of this type, which the command line looks up here)
 from typing import TYPE_CHECKING, Any
 
 import torch
