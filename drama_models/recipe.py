@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import signal
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Recipe = TypeVar("Recipe")
+Arguments = TypeVar("Arguments")
 HELP = ("-h", "--help")
 OPTIONAL_REFUSED = re.compile(r"Errors: - (?!Does not validate|Expected)(.+?) - Expected a <class 'NoneType'>")
 """What an optional dataclass says against its values, in the middle of what jsonargparse says of the types."""
@@ -118,6 +120,44 @@ def load_recipe(recipe_class: type[Recipe], path: str | Path, **overrides: objec
     }
     words = [f"--{name}={text}" for name, text in texts.items()]
     return parse_recipe(recipe_class, [str(path), *words], command="")
+
+
+def check_least(settings: object, least: Mapping[str, float]) -> None:
+    """Refuse numbers below their smallest value, infinite ones, and those that are none; a field may be None.
+
+    Args:
+        settings: has the fields as attributes.
+        least: smallest value by name of a field.
+
+    Raises:
+        ValueError: naming field and value.
+    """
+    for name, smallest in least.items():
+        value = getattr(settings, name)
+        if value is not None and not smallest <= value < math.inf:
+            raise ValueError(f"{name}={value} must be at least {smallest}.")
+
+
+def trainer_arguments(kind: type[Arguments], settings: Mapping[str, Any], trainer: Mapping[str, Any]) -> Arguments:
+    """A stock trainer's own settings: those of a stage, over which a recipe's field `trainer` has the last word.
+
+    Args:
+        kind: dataclass of the stock trainer's settings.
+        settings: of the stage.
+        trainer: of the recipe.
+
+    Raises:
+        RecipeError: a setting of `trainer` that there is not, or that the stock trainer refuses.
+    """
+    known = {field.name for field in fields(kind) if field.init}  # type: ignore[arg-type]
+    if unknown := sorted(trainer.keys() - known):
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it takes those of {kind.__name__}."
+        raise RecipeError(f"trainer has no field {unknown[0]!r}; {hint}")
+    try:
+        return kind(**{**settings, **trainer})
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"The trainer refuses its settings: {' '.join(str(error).split())}") from None
 
 
 def _with_values(recipe_class: type, words: Sequence[str]) -> list[str]:
