@@ -123,6 +123,11 @@ class LanguageModellingSettings:
                 f"update_proportions={self.update_proportions} needs reference_losses; "
                 "make them with `python -m pruning reference-loss`."
             )
+        if self.update_proportions != "constant" and self.trainer.get("dataloader_num_workers"):
+            raise ValueError(
+                f"update_proportions={self.update_proportions} does not reach workers, which keep to the first shares; "
+                "leave dataloader_num_workers out of trainer."
+            )
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of "
