@@ -76,6 +76,9 @@ class LearnMasksSettings(LanguageModellingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, LEAST)
+        asked = [name for name, value in self.trainer.items() if value and name.endswith("_checkpointing")]
+        if asked and self.trainer.get("torch_compile"):
+            raise ValueError(f"{asked[0]} and torch_compile do not go together under masks; leave one out of trainer.")
 
     def measuring_tokens(self, source: BackboneShape) -> int:
         """Tokens of a source of this shape that are read before the first step."""

@@ -45,6 +45,7 @@ WRONG_NUMBERS = [
     ("--proportions={{long: .nan}}", "Proportions must be positive numbers"),
     ("--trainer={{loging_steps: 2}}", "trainer has no field 'loging_steps'; did you mean 'logging_steps'?"),
     ("--trainer={{logging_steps: some}}", "The trainer refuses its settings: "),
+    ("--trainer={{torch_compile: true, gradient_checkpointing: true}}", "leave one out of trainer."),
     ("--target.num_layers=3", "nothing would be cut"),
 ]
 
