@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import signal
 import sys
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -28,13 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Recipe = TypeVar("Recipe")
+Arguments = TypeVar("Arguments")
 HELP = ("-h", "--help")
 OPTIONAL_REFUSED = re.compile(r"Errors: - (?!Does not validate|Expected)(.+?) - Expected a <class 'NoneType'>")
 """What an optional dataclass says against its values, in the middle of what jsonargparse says of the types."""
 
 
 def parse_recipe(recipe_class: type[Recipe], arguments: Sequence[str], *, command: str) -> Recipe:
-    """Settings from `[RECIPE.yaml] [--field value …]`; later overrides win.
+    """Settings from `[RECIPE.yaml] [--field value …]`; later overrides win, and `--field` alone says yes.
 
     Args:
         recipe_class: a dataclass whose fields carry docstrings; they become the text of `--help`.
@@ -54,6 +57,7 @@ def parse_recipe(recipe_class: type[Recipe], arguments: Sequence[str], *, comman
     parser = ArgumentParser(prog=f"{command} [RECIPE.yaml]", exit_on_error=False)
     parser.add_argument("--config", action="config", help="recipe to start from; usually given without the flag")
     parser.add_class_arguments(recipe_class)
+    words = _with_values(recipe_class, words)
     lines = _check_fields(recipe_class, path) if path else {}
     try:
         parsed = parser.parse_args(["--config", str(path), *words] if path else words)
@@ -118,6 +122,60 @@ def load_recipe(recipe_class: type[Recipe], path: str | Path, **overrides: objec
     return parse_recipe(recipe_class, [str(path), *words], command="")
 
 
+def check_least(settings: object, least: Mapping[str, float]) -> None:
+    """Refuse numbers below their smallest value, infinite ones, and those that are none; a field may be None.
+
+    Args:
+        settings: has the fields as attributes.
+        least: smallest value by name of a field.
+
+    Raises:
+        ValueError: naming field and value.
+    """
+    for name, smallest in least.items():
+        value = getattr(settings, name)
+        if value is not None and not smallest <= value < math.inf:
+            raise ValueError(f"{name}={value} must be at least {smallest}.")
+
+
+def trainer_arguments(kind: type[Arguments], settings: Mapping[str, Any], trainer: Mapping[str, Any]) -> Arguments:
+    """A stock trainer's own settings: those of a stage, over which a recipe's field `trainer` has the last word.
+
+    Args:
+        kind: dataclass of the stock trainer's settings.
+        settings: of the stage.
+        trainer: of the recipe.
+
+    Raises:
+        RecipeError: a setting of `trainer` that there is not, or that the stock trainer refuses.
+    """
+    known = {field.name for field in fields(kind) if field.init}  # type: ignore[arg-type]
+    if unknown := sorted(trainer.keys() - known):
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it takes those of {kind.__name__}."
+        raise RecipeError(f"trainer has no field {unknown[0]!r}; {hint}")
+    try:
+        return kind(**{**settings, **trainer})
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"The trainer refuses its settings: {' '.join(str(error).split())}") from None
+
+
+def _with_values(recipe_class: type, words: Sequence[str]) -> list[str]:
+    """Command-line words where a boolean field that is named alone says `=true`."""
+
+    def alone(word: str, following: str) -> bool:
+        return word.startswith("--") and following.startswith("--") and _is_boolean(recipe_class, word[2:])
+
+    return [f"{word}=true" if alone(word, following) else word for word, following in pairwise([*words, "--"])]
+
+
+def _is_boolean(kind: Any, name: str) -> bool:
+    """Whether a field, by a dotted name one of a dataclass inside, is a boolean."""
+    first, _, rest = name.partition(".")
+    field = _types_of(kind).get(first)
+    return _is_boolean(_dataclass_in(field), rest) if rest else bool in (field, *get_args(field))
+
+
 def _check_fields(recipe_class: type, path: Path) -> dict[str, int]:
     """Line of every field in the file, by dotted name; refuses names that the dataclass does not have."""
     try:
@@ -147,7 +205,7 @@ def _walk(node: yaml.MappingNode, kind: Any, prefix: str = "") -> Iterator[tuple
     Entries of lists are walked too, as `datasets[0].weight`; the quoted value of an entry's `name` stands for its line.
     """
     known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
-    types = _types_of(kind) if known else {}
+    types = _types_of(kind)
     for key, value in node.value:
         name, inner = f"{prefix}{key.value}", _dataclass_in(types.get(key.value))
         yield name, key.start_mark.line + 1, known
@@ -164,7 +222,7 @@ def _walk(node: yaml.MappingNode, kind: Any, prefix: str = "") -> Iterator[tuple
 def _types_of(kind: Any) -> dict[str, Any]:
     """Types of a dataclass' fields; none where its module imports them for type checkers only."""
     try:
-        return get_type_hints(kind)
+        return get_type_hints(kind) if is_dataclass(kind) else {}
     except NameError:
         return {}
 

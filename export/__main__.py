@@ -60,8 +60,6 @@ def parsed(recipe_class: type[Recipe], command: str, arguments: Sequence[str], *
         if flag.startswith("--") and name in kinds:
             if not sign and words and not words[0].startswith("--"):
                 sign, value = "=", words.pop(0)
-            elif not sign and kinds[name] == "bool":
-                sign, value = "=", "true"
             if kinds[name].startswith("tuple") and value and not value.startswith("["):
                 value = f"[{value}]"
             flag = f"--{name}"

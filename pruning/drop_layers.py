@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path  # noqa: F401 (inherited fields are of this type, which the command line looks up here)
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 from drama_models.errors import ShapeError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import write_provenance
+from drama_models.recipe import check_least
 from pruning.corpus import Corpus
 from pruning.language_modelling import StageFolders
 from pruning.masks import mask_shapes
@@ -47,11 +49,7 @@ class DropLayersSettings:
     """Of the draw of sequences, from all domains by size."""
 
     def __post_init__(self) -> None:
-        if min(self.sequences, self.batch_size) < 1 or self.sequence_length < 2:
-            raise ValueError(
-                f"sequences={self.sequences} and batch_size={self.batch_size} must be at least 1, and "
-                f"sequence_length={self.sequence_length} at least 2."
-            )
+        check_least(self, {"sequences": 1, "sequence_length": 2, "batch_size": 1, "seed": 0})
 
     def tokens(self, num_layers: int, wanted: int) -> int:
         """Tokens that are read until so many layers are left: all sequences, once for each layer that might go."""

@@ -57,6 +57,7 @@ def held_out_figures(
         loss = total / tokens
         predicted_tokens = held_out.tokens - (held_out.documents if separate_documents else 0)
         bits = loss / math.log(2) * predicted_tokens / held_out.text_bytes
-        figures[domain] = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
+        perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()  # infinite where math.exp would fail
+        figures[domain] = {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits}
     model.train(was_training)
     return figures

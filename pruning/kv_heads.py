@@ -33,10 +33,9 @@ def expand_kv_heads(state: Mapping[str, Tensor], shape: BackboneShape, num_kv_he
     Raises:
         ShapeError: a number that is neither.
     """
-    if num_kv_heads % shape.num_kv_heads or shape.num_heads % num_kv_heads:
-        allowed = [
-            n for n in range(shape.num_kv_heads, shape.num_heads + 1, shape.num_kv_heads) if shape.num_heads % n == 0
-        ]
+    multiples = range(shape.num_kv_heads, shape.num_heads + 1, shape.num_kv_heads)
+    allowed = [number for number in multiples if shape.num_heads % number == 0]
+    if num_kv_heads not in allowed:
         raise ShapeError(
             f"{shape.num_kv_heads} KV heads cannot become {num_kv_heads} beside {shape.num_heads} query heads; "
             f"choose one of {allowed}."

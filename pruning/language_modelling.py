@@ -21,6 +21,7 @@ from drama_models.errors import TrainingError
 from drama_models.folders import atomic_file
 from drama_models.hardware import Precision, train_in_bf16
 from drama_models.progress import ProgressLog
+from drama_models.recipe import check_least, trainer_arguments
 from pruning.distributed import world_size
 from pruning.dynamic_loading import DynamicLoading
 from pruning.held_out import held_out_figures
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState
 
     from pruning.corpus import Corpus
+
+LEAST = {
+    "steps": 1, "sequence_length": 2, "batch_size": 1, "gradient_accumulation": 1, "update_every": 1, "log_every": 1,
+    "save_every": 1, "held_out_sequences": 1, "learning_rate": 0, "warmup_steps": 0, "min_lr_rate": 0,
+    "weight_decay": 0, "adam_beta2": 0, "max_grad_norm": 0, "seed": 0,
+}  # fmt: skip
+"""Smallest value of each number; no field is infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +113,20 @@ class LanguageModellingSettings:
         }
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.update_every < 1:
-            raise ValueError(f"steps={self.steps} and update_every={self.update_every} must be at least 1.")
+        check_least(self, LEAST)
+        if self.min_lr_rate > 1:
+            raise ValueError(f"min_lr_rate={self.min_lr_rate} must be at most 1.")
+        if self.adam_beta2 >= 1:
+            raise ValueError(f"adam_beta2={self.adam_beta2} must be below 1.")
         if self.update_proportions != "constant" and self.reference_losses is None:
             raise ValueError(
                 f"update_proportions={self.update_proportions} needs reference_losses; "
                 "make them with `python -m pruning reference-loss`."
+            )
+        if self.update_proportions != "constant" and self.trainer.get("dataloader_num_workers"):
+            raise ValueError(
+                f"update_proportions={self.update_proportions} does not reach workers, which keep to the first shares; "
+                "leave dataloader_num_workers out of trainer."
             )
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
@@ -229,7 +245,11 @@ def train(
 
 
 def training_arguments(recipe: LanguageModellingRecipe) -> TrainingArguments:
-    """The Trainer's own settings for a recipe; `recipe.trainer` has the last word."""
+    """The Trainer's own settings for a recipe; `recipe.trainer` has the last word.
+
+    Raises:
+        RecipeError: a setting of `trainer` that there is not, or that the Trainer refuses.
+    """
     settings: dict[str, Any] = {
         "output_dir": str(checkpoints.checkpoint_folder(recipe.out)),
         "max_steps": recipe.steps,
@@ -256,7 +276,7 @@ def training_arguments(recipe: LanguageModellingRecipe) -> TrainingArguments:
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    return TrainingArguments(**(settings | recipe.trainer))
+    return trainer_arguments(TrainingArguments, settings, recipe.trainer)
 
 
 class _Progress(TrainerCallback):

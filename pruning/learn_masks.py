@@ -19,6 +19,7 @@ from drama_models.checkpoints import LOG, keep_log, last_checkpoint, remove_chec
 from drama_models.errors import ModelFolderError, TrainingError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import read_provenance, write_provenance
+from drama_models.recipe import check_least
 from pruning.corpus import Corpus
 from pruning.distributed import whole_model
 from pruning.held_out import held_out_figures
@@ -33,7 +34,7 @@ from pruning.masked_model import MaskedCausalLM
 from pruning.masks import Masks
 from pruning.model_folder import load_causal_model, load_stock_tokenizer, read_config
 from pruning.plots import PLOT, plot_expected_sizes
-from pruning.shape import BackboneShape, TargetShape
+from pruning.shape import BackboneShape, TargetShape, check_smaller
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 
 Gates = Literal["soft", "hard"]
 MASKS = "masks.safetensors"
+LEAST = {
+    "sparsity_warmup_steps": 0, "mask_learning_rate": 0, "multiplier_learning_rate": 0, "linear_multiplier_factor": 0,
+}  # fmt: skip
+"""Smallest value of each number; no field is infinite."""
 TOLERANCE = 0.05  # of a dimension's source size: how far its expected size may miss the target
 
 
@@ -67,6 +72,13 @@ class LearnMasksSettings(LanguageModellingSettings):
     importance: ImportanceSettings | None = None
     """How gates are measured, to start in the order of their importance and at the target sizes; by default all start
     open. `sparsity_warmup_steps: 0` goes with it: there is nothing to warm up to."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, LEAST)
+        asked = [name for name, value in self.trainer.items() if value and name.endswith("_checkpointing")]
+        if asked and self.trainer.get("torch_compile"):
+            raise ValueError(f"{asked[0]} and torch_compile do not go together under masks; leave one out of trainer.")
 
     def measuring_tokens(self, source: BackboneShape) -> int:
         """Tokens of a source of this shape that are read before the first step."""
@@ -124,13 +136,14 @@ def learn_masks(recipe: LearnMasksRecipe) -> dict[str, Any]:
         The provenance record; its figures hold every dimension's expected size beside its target.
 
     Raises:
-        ShapeError: a target the source cannot be cut to.
+        ShapeError: a target the source cannot be cut to, or that cuts nothing.
         CorpusError: corpus and model do not fit.
         ModelFolderError: the model is not whole.
         TrainingError: the loss became non-finite, or an interrupted run had other settings.
     """
     source = BackboneShape.of(read_config(recipe.model))
     target = source.cut_to(recipe.target)
+    check_smaller(source, target)
     corpus = Corpus.open(recipe.corpus)
     corpus.check_tokenizer(recipe.model)
     tokenizer = load_stock_tokenizer(recipe.model)

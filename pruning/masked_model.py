@@ -1,11 +1,14 @@
 """A stock causal language model that is called under masks. No forward pass is patched.
 
 Each call computes masked parameters and hands them to the stock model through `torch.func.functional_call`, so any
-attention kernel, gradient checkpointing and autocast work as they do without masks.
+attention kernel and autocast work as they do without masks. Gradient checkpointing computes layers a second time when
+the call is over; they are then given the same masked parameters again.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +22,8 @@ from pruning.masks import Masks, mask_shapes
 from pruning.packing import share_of_step
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel
 
@@ -73,8 +77,17 @@ class MaskedCausalLM(nn.Module):
     def call_with(self, values: Mapping[str, Tensor], **inputs: Any) -> Any:
         """Call the model under given mask values, shapes as in `pruning.masks`."""
         masks = MaskValues(values, self.masks.source, tied=self.tied)
-        parameters = dict(self.model.named_parameters())
-        return functional_call(self.model, masked_parameters(parameters, masks, self._eps), kwargs=inputs)
+        masked = masked_parameters(dict(self.model.named_parameters()), masks, self._eps)
+        with _recomputed_with(self.model, masked):
+            return functional_call(self.model, masked, kwargs=inputs)
+
+    def gradient_checkpointing_enable(self, **settings: Any) -> None:
+        """What the Trainer asks for; settings as of the stock model."""
+        self.model.gradient_checkpointing_enable(**settings)
+
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
+        """The same by its newer name."""
+        self.model.activation_checkpointing_enable(**settings)
 
 
 def expose_norm_eps(model: nn.Module) -> dict[str, Tensor]:
@@ -87,6 +100,37 @@ def expose_norm_eps(model: nn.Module) -> dict[str, Tensor]:
             module.register_buffer(EPS, torch.tensor(eps), persistent=False)
             exposed[f"{name}.{EPS}"] = torch.tensor(eps)
     return exposed
+
+
+@contextmanager
+def _recomputed_with(model: nn.Module, masked: Mapping[str, Tensor]) -> Iterator[None]:
+    """Where gradient checkpointing is on: what is called in here computes layers again with these tensors."""
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _shadowed(model, masked)
+
+    layers: list[Any] = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    stock = [layer._gradient_checkpointing_func for layer in layers]
+    for layer, checkpoint in zip(layers, stock, strict=True):
+        layer._gradient_checkpointing_func = partial(checkpoint, context_fn=contexts)
+    try:
+        yield
+    finally:  # the layers that were called have made their contexts; kept here, the masked weights would outlive them
+        for layer, checkpoint in zip(layers, stock, strict=True):
+            layer._gradient_checkpointing_func = checkpoint
+
+
+@contextmanager
+def _shadowed(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Lay tensors over the parameters and buffers of their names: an attribute of a module's own is found first."""
+    places = [(vars(model.get_submodule(name.rpartition(".")[0])), name.rpartition(".")[2]) for name in tensors]
+    for (attributes, name), tensor in zip(places, tensors.values(), strict=True):
+        attributes[name] = tensor
+    try:
+        yield
+    finally:
+        for attributes, name in places:
+            del attributes[name]
 
 
 def _drop_tied_head(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:  # noqa: ARG001

@@ -8,6 +8,7 @@ have seen.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -132,7 +133,7 @@ def normalised_proportions(corpus: Corpus, proportions: Mapping[str, float]) -> 
     if not proportions:
         proportions = {domain: float(splits["train"].tokens) for domain, splits in corpus.domains.items()}
     total = sum(proportions.values())
-    if min(proportions.values()) < 0 or total <= 0:
+    if min(proportions.values()) < 0 or not 0 < total < math.inf:
         raise CorpusError(f"Proportions must be positive numbers, found {dict(proportions)}.")
     return {domain: proportions.get(domain, 0.0) / total for domain in corpus.domains}
 

@@ -24,7 +24,7 @@ def packed(row: NDArray[np.unsignedinteger], start_token: int | None = None) -> 
         row: token ids, (length,).
         start_token: first token of every document, to keep documents apart: positions start at 0 with each, from which
             transformers' Llama derives an attention mask that does not cross them, and no document's start is
-            predicted from the end of another. None reads the row as one text.
+            predicted from the end of another. It may also be their last token. None reads the row as one text.
 
     Returns:
         input_ids and labels, and position_ids where documents are kept apart; int64, (length,). The first label counts
@@ -36,6 +36,7 @@ def packed(row: NDArray[np.unsignedinteger], start_token: int | None = None) -> 
     if start_token is None:
         return {"input_ids": tokens, "labels": labels}
     starts = tokens == start_token
+    starts[:-1] &= tokens[1:] != start_token  # of two in a row, the first ends a document; the row's last may be either
     places = torch.arange(len(tokens))
     last_start = torch.where(starts, places, 0).cummax(dim=0).values
     return {"input_ids": tokens, "labels": labels.masked_fill(starts, IGNORED), "position_ids": places - last_start}

@@ -12,7 +12,7 @@ from pruning.learn_masks import LearnMasksRecipe, LearnMasksSettings
 from pruning.model_folder import read_config
 from pruning.presets import recipe_path
 from pruning.run import RunRecipe
-from pruning.shape import BackboneShape
+from pruning.shape import BackboneShape, check_smaller
 
 TRAINED_BYTES = 16  # a parameter in float32: weight, gradient, and Adam's two moments
 GIB = 2**30
@@ -80,7 +80,7 @@ def plan(recipe: PlanRecipe) -> Plan:
     """Work out shapes, parameters, memory and tokens.
 
     Raises:
-        ShapeError: a target that the source cannot be cut to.
+        ShapeError: a target that the source cannot be cut to, or that cuts nothing.
         RecipeError: no such preset, or a recipe that cannot be read.
         ModelFolderError: the folder has no configuration.
     """
@@ -91,6 +91,7 @@ def plan(recipe: PlanRecipe) -> Plan:
     masks, recovery = wanted.learn_masks, wanted.recover
     target = (expanded or source).cut_to(masks.target)
     shallow = replace(expanded or source, num_layers=target.num_layers) if wanted.drops_layers(source) else None
+    check_smaller(shallow or expanded or source, target)
     drop = wanted.drop_layers if shallow else None
     dropping = drop.tokens(source.num_layers, target.num_layers) if drop else 0
     return Plan(

@@ -15,6 +15,7 @@ import yaml
 
 from drama_models.errors import CorpusError
 from drama_models.folders import atomic_file
+from drama_models.recipe import check_least
 from pruning.corpus import Corpus
 from pruning.held_out import held_out_figures
 from pruning.model_folder import load_causal_model
@@ -45,6 +46,7 @@ class ReferenceLossRecipe:
     """Whether documents are kept apart, as in the stage that the table is for."""
 
     def __post_init__(self) -> None:
+        check_least(self, {"sequence_length": 2, "batch_size": 1, "held_out_sequences": 1})
         by_model = self.model is not None and self.corpus is not None
         by_curve = self.curve is not None and self.target_size is not None
         if by_model == by_curve:

@@ -132,6 +132,16 @@ class BackboneShape:
         return self.non_embedding_parameters + matrices * vocabulary * self.hidden_size
 
 
+def check_smaller(source: BackboneShape, target: BackboneShape) -> None:
+    """Refuse a target for which there would be no masks.
+
+    Raises:
+        ShapeError: nothing is cut.
+    """
+    if target == source:
+        raise ShapeError(f"The target has all the sizes of the source ({source}), so nothing would be cut; lower some.")
+
+
 def _check_size(name: str, wanted: int, source: int) -> None:
     least = max(1, int(source * (1 - MAX_SPARSITY)) + 1)
     if not least <= wanted <= source:

@@ -8,11 +8,14 @@ import pytest
 from transformers import AutoConfig
 
 from demo.stages import RECIPES, SOURCE
-from drama_models.recipe import load_recipe
+from drama_models.recipe import load_recipe, run_command
+from export.__main__ import COMMANDS as EXPORT
 from export.release import ReleaseRecipe
+from pruning.__main__ import COMMANDS as PRUNING
 from pruning.learn_masks import LearnMasksRecipe
 from pruning.recover import RecoverRecipe
 from pruning.shape import BackboneShape
+from training.__main__ import COMMANDS as TRAINING
 from training.recipe import TrainRecipe
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ CLASSES: dict[str, Any] = {
     "source.yaml": RecoverRecipe,
     "train.yaml": TrainRecipe,
 }
+ROOMS: dict[str, Any] = {"export": EXPORT, "pruning": PRUNING, "training": TRAINING}
+WITH_RECIPE = [(room, command) for room, commands in ROOMS.items() for command in commands if command != "augment"]
 
 
 def test_every_shipped_recipe_is_tested() -> None:
@@ -36,6 +41,18 @@ def test_recipe_is_read(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(CLASSES[name], RECIPES / name, out=tmp_path)
     assert recipe.out == tmp_path
     assert (RECIPES / name).read_text(encoding="utf-8").strip()
+
+
+@pytest.mark.parametrize(("room", "command"), WITH_RECIPE)
+def test_every_command_knows_the_types_of_its_fields(
+    room: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it does not, it takes any text for them, and says so in its help."""
+    with pytest.raises(SystemExit):
+        run_command(room, ROOMS[room], [command, "--help"])
+    told = capsys.readouterr().out
+    assert "type: " in told
+    assert "Unvalidated" not in told
 
 
 def test_the_chain_fits_together() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drama_models.hardware import Precision
+from drama_models.recipe import check_least
 from training.data.datasets import DatasetRecipe
 from training.encoders import EncoderRecipe
 from training.evaluation import EvaluationRecipe
@@ -150,10 +151,7 @@ class TrainRecipe:
     """More fields of SentenceTransformerTrainingArguments, such as report_to or dataloader_num_workers."""
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                raise ValueError(f"{name}={value} must be at least {least}.")
+        check_least(self, LEAST)
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise ValueError(f"epochs={self.epochs} must be positive, or left out for steps to count.")
         if not self.datasets:

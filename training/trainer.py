@@ -7,9 +7,7 @@ first loss or gradient that is not finite, and checkpoints that are complete or 
 
 from __future__ import annotations
 
-import difflib
 import math
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +18,10 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from drama_models import checkpoints
-from drama_models.errors import RecipeError, TrainingError
+from drama_models.errors import TrainingError
 from drama_models.hardware import train_in_bf16
 from drama_models.progress import ProgressLog
+from drama_models.recipe import trainer_arguments
 from training.encoders import KINDS, load_adapters
 from training.evaluation import METRIC, CollectionEvaluator
 from training.schedules import linear_schedule
@@ -210,15 +209,7 @@ def training_arguments(recipe: TrainRecipe) -> SentenceTransformerTrainingArgume
             "greater_is_better": True,
             "restore_callback_states_from_checkpoint": True,  # patience is counted across kills
         }
-    known = {each.name for each in fields(SentenceTransformerTrainingArguments) if each.init}
-    if unknown := sorted(recipe.trainer.keys() - known):
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "it takes those of SentenceTransformerTrainingArguments."
-        raise RecipeError(f"trainer has no field {unknown[0]!r}; {hint}")
-    try:
-        return SentenceTransformerTrainingArguments(**(settings | recipe.trainer))
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"The trainer refuses its settings: {' '.join(str(error).split())}") from None
+    return trainer_arguments(SentenceTransformerTrainingArguments, settings, recipe.trainer)
 
 
 def ran_out_of_patience(checkpoint: Path, recipe: TrainRecipe) -> int | None:

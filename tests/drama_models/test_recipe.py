@@ -50,6 +50,8 @@ class Part:
 
     height: int = 0
     """How high."""
+    open: bool = False
+    """Whether it is open."""
 
     def __post_init__(self) -> None:
         if self.height < 0:
@@ -80,6 +82,28 @@ def test_file_then_overrides(recipe: Path) -> None:
     changed = parse_recipe(Settings, words, command="x")
     assert (changed.steps, changed.inner.width, changed.rate, changed.dims) == (5, 7, 0.5, (16, 8))
     assert load_recipe(Settings, recipe, out="else").out == Path("else")
+
+
+@pytest.mark.parametrize(
+    ("words", "open_"),
+    [
+        (["--perhaps.open"], True),
+        (["--perhaps.open", "--perhaps.height=2"], True),
+        (["--perhaps.open", "true"], True),
+        (["--perhaps.open", "false"], False),
+        (["--perhaps.open=false"], False),
+    ],
+)
+def test_a_boolean_named_alone_says_yes(words: list[str], open_: bool) -> None:
+    recipe = parse_recipe(Perhaps, ["--out", "here", *words], command="x")
+    assert recipe.perhaps is not None
+    assert recipe.perhaps.open is open_
+
+
+def test_other_fields_named_alone_want_a_value(recipe: Path) -> None:
+    for words in (["--steps"], ["--steps", "--rate=0.5"]):
+        with pytest.raises(RecipeError, match="expected one argument"):
+            parse_recipe(Settings, [str(recipe), *words], command="x")
 
 
 def test_without_a_file() -> None:

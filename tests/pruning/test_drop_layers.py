@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from drama_models.errors import ShapeError
 from drama_models.provenance import chain, read_provenance
-from drama_models.recipe import load_recipe
+from drama_models.recipe import load_recipe, run_command
+from pruning.__main__ import COMMANDS
 from pruning.corpus import Corpus
 from pruning.drop_layers import DropLayersRecipe, drop_layers
 from pruning.learn_masks import MASKS
@@ -78,6 +79,17 @@ def test_without_a_layer_that_adds_nothing_the_loss_is_that_of_the_whole(corpus_
     whole = stock_loss(model, [0, 1, 2], recipe)
     assert found["loss"]["1"] == pytest.approx(whole, abs=2e-5)
     assert all(abs(found["loss"][other] - whole) > 1e-3 for other in "02")
+
+
+def test_the_command_makes_the_folder(
+    llama_folder: Path, corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    folders = [f"--model={llama_folder}", f"--corpus={corpus_folder}", f"--out={out}"]
+    few = ["--num_layers=1", "--sequences=2", "--sequence_length=32"]
+    assert run_command("pruning", COMMANDS, ["drop-layers", *folders, *few]) == 0
+    assert capsys.readouterr().out.startswith(f"made {out}: layers ")
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 1
 
 
 @pytest.mark.parametrize("wanted", [0, 3])

@@ -153,6 +153,11 @@ def test_reference_losses_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="needs reference_losses; make them with"):
         recipe_with(llama_folder, corpus_folder, tmp_path / "made")
+    with pytest.raises(ValueError, match="leave dataloader_num_workers out of trainer"):
+        recipe_with(
+            llama_folder, corpus_folder, tmp_path / "made", reference_losses=reference_file,
+            trainer={"dataloader_num_workers": 2},
+        )  # fmt: skip
     assert read_reference_losses(reference_file, ["short"]) == {"short": 2.0}
     with pytest.raises(CorpusError, match="no reference loss for domain 'code'"):
         read_reference_losses(reference_file, ["code"])

@@ -34,6 +34,17 @@ def test_documents_kept_apart_have_their_own_positions_and_labels() -> None:
     assert row["labels"].tolist() == [IGNORED, 42, 1, IGNORED, 50, 51, 52, 1, IGNORED, 60, 1, IGNORED, 61, 62]
 
 
+def test_documents_that_end_with_their_first_token_are_kept_apart() -> None:
+    """As in models whose BOS and EOS are one token."""
+    documents = [[41, 42, BOS], [BOS, 50, 51, 52, BOS], [BOS, 60, BOS], [BOS, 61, 62]]
+    row = packed(np.concatenate(documents), BOS)
+    assert row["position_ids"].tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2]
+    assert row["labels"].tolist() == [IGNORED, 42, BOS, IGNORED, 50, 51, 52, BOS, IGNORED, 60, BOS, IGNORED, 61, 62]
+    cut_between = packed(np.array([BOS, BOS, 60, 61]), BOS)
+    assert cut_between["position_ids"].tolist() == [0, 0, 1, 2]
+    assert cut_between["labels"].tolist() == [IGNORED, IGNORED, 60, 61]
+
+
 def test_parts_of_a_step_share_it_by_their_predicted_tokens() -> None:
     labels = packed(ROW, BOS)["labels"].expand(2, -1)  # in each row 2, 4, 2 and 2 tokens are predicted: ten
     assert float(share_of_step(labels, 80)) == 0.25

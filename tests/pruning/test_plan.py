@@ -84,3 +84,10 @@ def test_a_recipe_can_be_planned_and_the_command_prints_it(llama_1b: Path, tmp_p
 def test_a_source_that_is_too_small_is_refused(llama_folder: Path) -> None:
     with pytest.raises(ShapeError, match="hidden_size=768 cannot be cut from a source with hidden_size=48"):
         plan(PlanRecipe(model=llama_folder))
+
+
+def test_a_target_that_cuts_nothing_is_refused(llama_folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "learn_masks.yaml"
+    recipe.write_text("target: {num_layers: 3}\n", encoding="utf-8")
+    with pytest.raises(ShapeError, match=r"has all the sizes of the source .*, so nothing would be cut; lower some"):
+        plan(PlanRecipe(model=llama_folder, target=str(recipe)))

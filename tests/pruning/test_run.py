@@ -26,7 +26,28 @@ FEW: dict[str, Any] = {
     "precision": "fp32", "trainer": {"use_cpu": True},
 }  # fmt: skip
 
-RUN = ["{recipe}", "--model={model}", "--corpus={corpus}", "--out={out}"]
+FOLDERS = ["--model={model}", "--corpus={corpus}", "--out={out}"]
+RUN = ["{recipe}", *FOLDERS]
+LEARN = [*FOLDERS, "--target.num_layers=2", "--sequence_length=32", "--precision=fp32"]
+WRONG_NUMBERS = [
+    ("--batch_size=0", "batch_size=0 must be at least 1."),
+    ("--gradient_accumulation=-1", "gradient_accumulation=-1 must be at least 1."),
+    ("--sequence_length=1", "sequence_length=1 must be at least 2."),
+    ("--held_out_sequences=0", "held_out_sequences=0 must be at least 1."),
+    ("--log_every=0", "log_every=0 must be at least 1."),
+    ("--warmup_steps=-1", "warmup_steps=-1 must be at least 0."),
+    ("--seed=-1", "seed=-1 must be at least 0."),
+    ("--learning_rate=-1", "learning_rate=-1.0 must be at least 0."),
+    ("--learning_rate=.nan", "learning_rate=nan must be at least 0."),
+    ("--adam_beta2=1.5", "adam_beta2=1.5 must be below 1."),
+    ("--min_lr_rate=2", "min_lr_rate=2.0 must be at most 1."),
+    ("--sparsity_warmup_steps=-5", "sparsity_warmup_steps=-5 must be at least 0."),
+    ("--proportions={{long: .nan}}", "Proportions must be positive numbers"),
+    ("--trainer={{loging_steps: 2}}", "trainer has no field 'loging_steps'; did you mean 'logging_steps'?"),
+    ("--trainer={{logging_steps: some}}", "The trainer refuses its settings: "),
+    ("--trainer={{torch_compile: true, gradient_checkpointing: true}}", "leave one out of trainer."),
+    ("--target.num_layers=3", "nothing would be cut"),
+]
 
 
 def write_recipe(path: Path, **changes: Any) -> Path:
@@ -113,6 +134,11 @@ def test_a_stage_is_known_by_the_content_of_what_it_read(
         ({}, ["recover", "--model=nowhere", "--corpus={corpus}", "--out={out}"], "nowhere has no tokenizer.json"),
         ({}, ["tokenise", "--text={out}", "--model=nowhere", "--out={out}"], "nowhere has no config.json"),
         ({}, ["expand-kv-heads", "--model={model}", "--out={out}", "--num_kv_heads=4"], "choose one of [3, 6]"),
+        ({}, ["expand-kv-heads", "--model={model}", "--out={out}", "--num_kv_heads=0"], "choose one of [3, 6]"),
+        ({}, ["expand-kv-heads", "--model={model}", "--out={out}", "--num_kv_heads=-3"], "choose one of [3, 6]"),
+        ({}, ["drop-layers", *FOLDERS, "--num_layers=2", "--seed=-1"], "seed=-1 must be at least 0."),
+        ({}, ["reference-loss", *FOLDERS, "--batch_size=0"], "batch_size=0 must be at least 1."),
+        *(({}, ["learn-masks", *LEARN, number], message) for number, message in WRONG_NUMBERS),
         ({}, ["learn-masks", "--model={other}", "--corpus={corpus}", "--out={out}"], "of type 'qwen2'; only models"),
     ],
 )

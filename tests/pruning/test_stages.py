@@ -148,6 +148,14 @@ def test_held_out_loss_is_the_models_own(llama_folder: Path, corpus_folder: Path
     assert figures["bits_per_byte"] == pytest.approx(expected / 0.6931472 * split.tokens / split.text_bytes, rel=1e-5)
 
 
+def test_a_model_that_predicts_nothing_is_infinitely_perplexed(llama_folder: Path, corpus_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama_folder)
+    model.model.norm.weight.data.mul_(1e4)  # losses in the thousands, whose exponential no float holds
+    figures = held_out_figures(model, Corpus.open(corpus_folder), length=32, batch_size=2, limit=2)["long"]
+    assert 710 < figures["loss"] < float("inf")
+    assert figures["perplexity"] == float("inf")
+
+
 class InterruptedRunError(Exception):
     """Stands for whatever ends a process in the middle of a run."""
 
