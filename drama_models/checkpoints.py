@@ -1,7 +1,7 @@
 """Checkpoints of a training run: complete or absent, the last two and the best kept, continued as they began.
 
 They live in a hidden sibling of the folder that the run is to make, until that folder is made. A run whose settings
-have changed does not go on with them.
+have changed does not go on with them, and no two runs are at work on one folder.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from drama_models.errors import TrainingError
 from drama_models.folders import atomic_file, check_replaceable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 KEPT = 2
@@ -78,6 +81,36 @@ def keep_log(out: Path, made: Path) -> None:
 def remove_checkpoints(out: Path) -> None:
     """What a run needs no more once its folder is made."""
     shutil.rmtree(checkpoint_folder(out))
+
+
+@contextmanager
+def claim(out: Path) -> Iterator[None]:
+    """Keep other runs off the folder `out` and its checkpoints, while this one is at work.
+
+    Of several processes that train together the main one does. The system lets go of what a killed one held.
+
+    Args:
+        out: folder that the run is to make.
+
+    Raises:
+        TrainingError: another run is at work on it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.parent / f".{out.name}.lock"
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TrainingError(f"Another run is making {out}; wait for it, or choose another folder.") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # where an open file cannot be removed, it stays
+            path.unlink()  # while it is held: who has opened it already sees that it has no name any more
+        lock.release()
 
 
 def begin(out: Path, recipe: Any) -> None:

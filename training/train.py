@@ -50,7 +50,8 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     Raises:
         ModelFolderError: a backbone is not a complete folder.
         CollectionError: malformed data, unknown ids, or fewer queries than a batch.
-        TrainingError: the loss became non-finite, dims beyond the embedding, or an interrupted run had other settings.
+        TrainingError: the loss became non-finite, dims beyond the embedding, an interrupted run had other settings or
+            left a damaged checkpoint, or another run is making the same folder.
     """
     source = recipe
     recipe = as_published(recipe) if recipe.continue_retriever else recipe
@@ -58,6 +59,12 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     with arguments.main_process_first(local=False):  # caches are built once
         plan = open_plan(recipe, arguments)
     recipe = replace(recipe, steps=steps_of(recipe, plan), epochs=None)
+    with checkpoints.claim(recipe.out):
+        return _train(source, recipe, plan)
+
+
+def _train(source: TrainRecipe, recipe: TrainRecipe, plan: BatchPlan) -> dict[str, Any]:
+    """Train by a recipe whose steps are counted and whose encoders are known; `source` is what was asked for."""
     arguments = training_arguments(recipe)
     with arguments.main_process_first(local=False):
         if arguments.should_save:

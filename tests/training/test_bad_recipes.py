@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from drama_models.checkpoints import claim
 from drama_models.errors import DeviceError, ModelFolderError, RecipeError, TrainingError
 from drama_models.recipe import load_recipe
 from tests.conftest import train_recipe
@@ -89,6 +90,12 @@ def test_a_forecast_finds_what_a_training_would(recipe: TrainRecipe, tmp_path: P
             run(replace(recipe, backbone=tmp_path / "absent"))
         with pytest.raises(TrainingError, match=r"lora\.targets has 'qproj'.*linear layers are down_proj, .*q_proj"):
             run(replace(recipe, encoder=EncoderRecipe(lora=Lora(targets=("k_proj", "qproj")))))
+
+
+def test_two_trainings_do_not_make_one_folder(recipe: TrainRecipe) -> None:
+    with claim(recipe.out), pytest.raises(TrainingError, match=r"Another run is making .*made; wait for it"):
+        train(recipe)
+    assert not list(recipe.out.parent.iterdir())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is available")
