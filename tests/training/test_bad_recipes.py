@@ -125,3 +125,23 @@ def test_gradients_that_are_not_finite_stop_the_training_before_the_weights_move
     assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-2"]
     monkeypatch.setattr(StepLoss, "forward", whole)
     assert train(recipe)["figures"]["steps"] == 4  # the kept checkpoint is whole
+
+
+def test_a_damaged_checkpoint_is_not_gone_on_with(recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its optimiser's file the stock trainer would go on with another rate, and say nothing."""
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("training.train._write_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(recipe)
+    last = recipe.out.parent / ".made.checkpoints" / "checkpoint-4"
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
+        content = (last / name).read_bytes()
+        for damaged in (content[: len(content) // 2], None):
+            (last / name).unlink()
+            if damaged is not None:
+                (last / name).write_bytes(damaged)
+            with pytest.raises(
+                TrainingError, match=f"checkpoint-4/{name} is missing or damaged; remove .*checkpoint-4"
+            ):
+                train(recipe)
+        (last / name).write_bytes(content)
+    assert train(recipe)["figures"]["steps"] == 4
