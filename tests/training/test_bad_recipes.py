@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,31 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from drama_models.checkpoints import claim
-from drama_models.errors import DeviceError, ModelFolderError, RecipeError, TrainingError
+from drama_models.errors import (
+    CollectionError,
+    DeviceError,
+    LengthError,
+    ModelFolderError,
+    RecipeError,
+    TrainingError,
+)
+from drama_models.model_folder import WEIGHTS
 from drama_models.recipe import load_recipe
 from tests.conftest import train_recipe
 from training.dry_run import forecast
 from training.encoders import EncoderRecipe
+from training.evaluation import EvaluationRecipe
 from training.lora import Lora
-from training.recipe import TrainRecipe
+from training.prompts import InContextSettings
+from training.recipe import ObjectiveRecipe, TrainRecipe
 from training.step_loss import StepLoss
 from training.train import train
 from training.trainer import training_arguments
+
+NANO = Path("demo/nano")  # a BERT with embeddings of 128 positions
 
 
 @pytest.fixture
@@ -66,6 +80,10 @@ PLAIN: dict[str, Any] = {
             {"evaluation": {"collection": "c", "instruction": "x"}},
             "evaluation.instruction is read in runs with in_context",
         ),
+        (
+            {"document_backbone": "d"},
+            "document_backbone is the start of a second encoder; set encoder.two_encoders, or",
+        ),
         ({"in_context": {"query_max_length": 512}}, "kept_for_query=512 leaves no room for examples in query_max_len"),
     ],
 )
@@ -90,6 +108,51 @@ def test_a_forecast_finds_what_a_training_would(recipe: TrainRecipe, tmp_path: P
             run(replace(recipe, backbone=tmp_path / "absent"))
         with pytest.raises(TrainingError, match=r"lora\.targets has 'qproj'.*linear layers are down_proj, .*q_proj"):
             run(replace(recipe, encoder=EncoderRecipe(lora=Lora(targets=("k_proj", "qproj")))))
+        with pytest.raises(CollectionError, match=r"There is no corpus\.jsonl .*in .*absent"):
+            run(replace(recipe, evaluation=EvaluationRecipe(collection=tmp_path / "absent")))
+        with pytest.raises(CollectionError, match=r"There is no qrels/dev\.tsv .*it has the splits: test"):
+            run(replace(recipe, evaluation=EvaluationRecipe(collection=recipe.datasets[0].collection)))
+
+
+def test_a_backbone_without_whole_weights_is_refused(recipe: TrainRecipe, tmp_path: Path) -> None:
+    for source in (recipe.backbone, NANO):
+        backbone = shutil.copytree(source, tmp_path / source.name)
+        damaged = replace(recipe, backbone=backbone)
+        (backbone / WEIGHTS).write_bytes((source / WEIGHTS).read_bytes()[:-1000])
+        for run in (forecast, train):
+            with pytest.raises(ModelFolderError, match=r"model\.safetensors has .* bytes where its header announces"):
+                run(damaged)
+        (backbone / WEIGHTS).unlink()
+        for run in (forecast, train):
+            with pytest.raises(ModelFolderError, match=r"model\.safetensors is missing"):
+                run(damaged)
+        weights = load_file(source / WEIGHTS)
+        name = min(weights)
+        weights[name].flatten()[-1] = float("inf")
+        save_file(weights, backbone / WEIGHTS)
+        with pytest.raises(
+            ModelFolderError, match=rf"model\.safetensors: tensor '{name}' holds values that are no finite"
+        ):
+            train(damaged)
+
+
+def test_texts_are_not_cut_beyond_the_positions_of_a_backbone(recipe: TrainRecipe) -> None:
+    encoder = EncoderRecipe(max_length=129)
+    within = replace(recipe, backbone=NANO, objective=ObjectiveRecipe())
+    for run in (forecast, train):
+        with pytest.raises(
+            LengthError, match=r"encoder\.max_length=129 is beyond the 128 positions that demo/nano has"
+        ):
+            run(replace(within, encoder=encoder))
+        with pytest.raises(LengthError, match=r"document_max_length=129 is beyond the 128 .*set it to at most 128\."):
+            settings = InContextSettings(query_max_length=128, document_max_length=129, kept_for_query=64)
+            run(replace(within, encoder=encoder, in_context=settings))
+        with pytest.raises(LengthError, match="query_length=200 is beyond the 128"):
+            run(replace(within, query_length=200))
+        with pytest.raises(LengthError, match=r"beyond the 128 positions that demo/nano has"):
+            two = EncoderRecipe(max_length=129, two_encoders=True)
+            run(replace(recipe, document_backbone=NANO, encoder=two))
+    assert forecast(replace(within, encoder=replace(encoder, max_length=128))).steps == 4
 
 
 def test_two_trainings_do_not_make_one_folder(recipe: TrainRecipe) -> None:
