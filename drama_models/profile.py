@@ -118,7 +118,7 @@ class Profile:
             prompts=prompts,
             examples=_examples(layout.root / EXAMPLES, instruct),
             title_separator=stored.get("title_separator", _title_separator(layout, tokenizer)),
-            most_tokens=_positions(config) if config.get("model_type") in LEARNED_POSITIONS else None,
+            most_tokens=most_tokens(config),
             default_task=default_task,
         )
 
@@ -200,6 +200,11 @@ def _examples(path: Path, instruct: InstructFormat | None) -> dict[str, tuple[In
 
 def _family_limit(*, drama: bool, instructed: bool) -> int | None:
     return DRAMA_MAX_LENGTH if drama else INSTRUCTED_MAX_LENGTH if instructed else None
+
+
+def most_tokens(config: dict[str, Any]) -> int | None:
+    """Longest text that a model of this config.json has position embeddings for; None where positions are computed."""
+    return _positions(config) if config.get("model_type") in LEARNED_POSITIONS else None
 
 
 def _positions(config: dict[str, Any]) -> int | None:

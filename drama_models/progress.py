@@ -39,8 +39,8 @@ class ProgressLog:
         self.began_s = time.perf_counter()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
+            text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+            kept = [line for line in text.splitlines(keepends=True) if _is_before(line, start)]
             path.write_text("".join(kept), encoding="utf-8")
 
     def record(self, step: int, **figures: float) -> None:
@@ -56,6 +56,14 @@ class ProgressLog:
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "elapsed_s": round(elapsed_s, 2), **figures}) + "\n")
+
+
+def _is_before(line: str, start: int) -> bool:
+    """Whether a line of a log holds figures of a step up to `start`; one that a power cut left unreadable does not."""
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= start
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def format_seconds(seconds: float) -> str:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from drama_models.checkpoints import LOG, keep_log, last_checkpoint, remove_checkpoints
+from drama_models.checkpoints import LOG, claim, keep_log, last_checkpoint, remove_checkpoints
 from drama_models.errors import ModelFolderError, TrainingError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import read_provenance, write_provenance
@@ -139,8 +139,14 @@ def learn_masks(recipe: LearnMasksRecipe) -> dict[str, Any]:
         ShapeError: a target the source cannot be cut to, or that cuts nothing.
         CorpusError: corpus and model do not fit.
         ModelFolderError: the model is not whole.
-        TrainingError: the loss became non-finite, or an interrupted run had other settings.
+        TrainingError: the loss became non-finite, an interrupted run had other settings or left a damaged checkpoint,
+            or another run is making the same folder.
     """
+    with claim(recipe.out):
+        return _learn_masks(recipe)
+
+
+def _learn_masks(recipe: LearnMasksRecipe) -> dict[str, Any]:
     source = BackboneShape.of(read_config(recipe.model))
     target = source.cut_to(recipe.target)
     check_smaller(source, target)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from drama_models.checkpoints import LOG, keep_log, remove_checkpoints
+from drama_models.checkpoints import LOG, claim, keep_log, remove_checkpoints
 from drama_models.errors import ModelFolderError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import read_provenance, write_provenance
@@ -106,8 +106,14 @@ def recover(recipe: RecoverRecipe) -> dict[str, Any]:
     Raises:
         CorpusError: corpus and model do not fit.
         ModelFolderError: a model that is not whole, or a teacher with another vocabulary.
-        TrainingError: the loss became non-finite, or an interrupted run had other settings.
+        TrainingError: the loss became non-finite, an interrupted run had other settings or left a damaged checkpoint,
+            or another run is making the same folder.
     """
+    with claim(recipe.out):
+        return _recover(recipe)
+
+
+def _recover(recipe: RecoverRecipe) -> dict[str, Any]:
     corpus = Corpus.open(recipe.corpus)
     corpus.check_tokenizer(recipe.model)
     model, tokenizer = load_causal_model(recipe.model), load_stock_tokenizer(recipe.model)

@@ -1,7 +1,7 @@
 """What a training run will be, before anything is trained: data, tokens, steps and an estimate of memory.
 
-Datasets are opened, so that their caches are built and their mistakes found; of the backbone only configuration and
-tokenizer are read.
+Datasets and the collection of the evaluation are opened, so that caches are built and mistakes found; of the backbone
+configuration and tokenizer are read, and of its weights names and sizes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from transformers import AutoConfig, AutoModel
 
 from drama_models.hardware import train_in_bf16
 from drama_models.prompts import token_ids
+from training.evaluation import CollectionEvaluator
 from training.lora import check_targets, is_target
 from training.prompts import in_context_documents, in_context_queries
-from training.start import check_direction, encoder_tokenizer
-from training.train import as_published, check_dims, open_plan, steps_of
+from training.start import encoder_tokenizer
+from training.train import as_published, check_backbones, check_dims, open_plan, steps_of
 from training.trainer import training_arguments
 
 if TYPE_CHECKING:
@@ -74,14 +75,16 @@ def forecast(recipe: TrainRecipe) -> Forecast:
     """Look ahead at a run.
 
     Raises:
-        CollectionError: malformed data, unknown ids, or fewer queries than a batch.
+        CollectionError: malformed data, unknown ids, or fewer queries than a batch; no judged query to evaluate on.
         ModelFolderError: a backbone is not a complete folder, or cannot attend in the direction that is asked for.
+        LengthError: texts may get longer than a backbone has position embeddings for.
         RecipeError: settings of the datasets that do not fit together.
         TrainingError: Matryoshka sizes beyond the embedding, or LoRA targets that the backbone does not have.
     """
     recipe = as_published(recipe) if recipe.continue_retriever else recipe
-    for folder in filter(None, (recipe.backbone, recipe.document_backbone)):
-        check_direction(folder, bidirectional=recipe.encoder.bidirectional)
+    check_backbones(recipe)
+    if recipe.evaluation:
+        CollectionEvaluator(recipe.evaluation)
     plan = open_plan(recipe, training_arguments(recipe))
     steps = steps_of(recipe, plan)
     texts, tokens = _sampled(recipe, plan)

@@ -150,12 +150,25 @@ class TrainRecipe:
     trainer: dict[str, Any] = field(default_factory=dict)
     """More fields of SentenceTransformerTrainingArguments, such as report_to or dataloader_num_workers."""
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Tokens that are kept of a text, by the name of each setting that counts."""
+        if self.in_context:
+            names = ("query_max_length", "document_max_length")
+            return {f"in_context.{name}": getattr(self.in_context, name) for name in names}
+        queries = {} if self.query_length is None else {"query_length": self.query_length}
+        return {"encoder.max_length": self.encoder.max_length} | queries
+
     def __post_init__(self) -> None:
         check_least(self, LEAST)
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise ValueError(f"epochs={self.epochs} must be positive, or left out for steps to count.")
         if not self.datasets:
             raise ValueError("datasets is empty; name at least one, with its collection and examples.")
+        if self.document_backbone and not (self.encoder.two_encoders or self.continue_retriever):
+            raise ValueError(
+                "document_backbone is the start of a second encoder; set encoder.two_encoders, or leave it out."
+            )
         settings = self.in_context
         if settings is None and self.evaluation and self.evaluation.instruction:
             raise ValueError("evaluation.instruction is read in runs with in_context alone; set that, or drop it.")

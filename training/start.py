@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from drama_models.errors import AttentionDirectionError, ModelFolderError
-from drama_models.model_folder import check_llama_weights, read_json, weight_files
-from drama_models.profile import DECODERS
+from drama_models.errors import AttentionDirectionError, LengthError, ModelFolderError
+from drama_models.model_folder import check_llama_weights, read_json, tensor_shapes, weight_files
+from drama_models.profile import DECODERS, most_tokens
 from drama_models.tokenisation import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -41,14 +42,13 @@ def write_start_folder(backbone: Path, out: Path, *, bidirectional: bool) -> Non
         bidirectional: whether every token sees every other.
 
     Raises:
-        ModelFolderError: the backbone is not a complete folder.
+        ModelFolderError: the backbone is not a complete folder, or has weights that are no numbers.
         AttentionDirectionError: an encoder that cannot be made causal.
     """
-    config = check_direction(backbone, bidirectional=bidirectional)
+    config = check_backbone(backbone, bidirectional=bidirectional)
     kind = config.get("model_type")
-    if kind == "llama":
-        check_llama_weights(backbone, config)
     files = weight_files(backbone)
+    _check_finite(files)
     tokenizer = load_tokenizer(backbone, set_ends=False)
     out.mkdir(parents=True, exist_ok=True)
     for path in (*files, *backbone.glob("*.index.json")):
@@ -65,12 +65,20 @@ def write_start_folder(backbone: Path, out: Path, *, bidirectional: bool) -> Non
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def check_direction(backbone: Path, *, bidirectional: bool) -> dict[str, Any]:
-    """Configuration of a backbone that can attend in this direction.
+def check_backbone(backbone: Path, *, bidirectional: bool, lengths: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Configuration of a backbone that is complete, attends in this direction and has positions for texts so long.
+
+    Of its weights only names, shapes and the sizes of the files are looked at.
+
+    Args:
+        backbone: folder of a model.
+        bidirectional: whether every token is to see every other.
+        lengths: tokens that are kept of texts, by the name of the setting that says so.
 
     Raises:
-        ModelFolderError: there is no configuration, or it is damaged.
+        ModelFolderError: configuration or weights are missing or damaged.
         AttentionDirectionError: an encoder that cannot be made causal.
+        LengthError: more tokens than it has position embeddings for.
     """
     config = read_json(backbone / "config.json")
     kind = config.get("model_type")
@@ -78,7 +86,29 @@ def check_direction(backbone: Path, *, bidirectional: bool) -> dict[str, Any]:
         raise AttentionDirectionError(
             f"{backbone} is a {kind}, in which every token sees every other; set bidirectional, or pass a decoder."
         )
+    if kind == "llama":
+        check_llama_weights(backbone, config)
+    else:
+        for file in weight_files(backbone):
+            tensor_shapes(file)
+    most = most_tokens(config)
+    for name, length in (lengths or {}).items():
+        if most is not None and length > most:
+            raise LengthError(
+                f"{name}={length} is beyond the {most} positions that {backbone} has embeddings for; set it to at most "
+                f"{most}."
+            )
     return config
+
+
+def _check_finite(files: Sequence[Path]) -> None:
+    for path in files:
+        with safe_open(path, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                if not tensors.get_tensor(name).float().isfinite().all():
+                    raise ModelFolderError(
+                        f"{path}: tensor {name!r} holds values that are no finite numbers; train or fetch it again."
+                    )
 
 
 def set_tokenizer_ends(folder: Path) -> None:

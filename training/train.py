@@ -24,7 +24,7 @@ from training.data.datasets import open_datasets
 from training.data.sampling import BatchPlan
 from training.encoders import backbones, build_encoder, merge_lora
 from training.published import published_encoder
-from training.start import add_special_tokens, write_start_folder
+from training.start import add_special_tokens, check_backbone, write_start_folder
 from training.step_data import StepData
 from training.step_loss import StepLoss
 from training.trainer import RetrieverTrainer, ran_out_of_patience, training_arguments
@@ -48,16 +48,25 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
         The provenance record of the made folder.
 
     Raises:
-        ModelFolderError: a backbone is not a complete folder.
+        ModelFolderError: a backbone is not a complete folder, or cannot attend in the direction that is asked for.
+        LengthError: texts may get longer than a backbone has position embeddings for.
         CollectionError: malformed data, unknown ids, or fewer queries than a batch.
-        TrainingError: the loss became non-finite, dims beyond the embedding, or an interrupted run had other settings.
+        TrainingError: the loss became non-finite, dims beyond the embedding, an interrupted run had other settings or
+            left a damaged checkpoint, or another run is making the same folder.
     """
     source = recipe
     recipe = as_published(recipe) if recipe.continue_retriever else recipe
+    check_backbones(recipe)
     arguments = training_arguments(recipe)
     with arguments.main_process_first(local=False):  # caches are built once
         plan = open_plan(recipe, arguments)
     recipe = replace(recipe, steps=steps_of(recipe, plan), epochs=None)
+    with checkpoints.claim(recipe.out):
+        return _train(source, recipe, plan)
+
+
+def _train(source: TrainRecipe, recipe: TrainRecipe, plan: BatchPlan) -> dict[str, Any]:
+    """Train by a recipe whose steps are counted and whose encoders are known; `source` is what was asked for."""
     arguments = training_arguments(recipe)
     with arguments.main_process_first(local=False):
         if arguments.should_save:
@@ -97,6 +106,16 @@ def as_published(recipe: TrainRecipe) -> TrainRecipe:
     encoder = replace(own, **{name: getattr(given, name) for name in kept})
     document_backbone = folders[1] if own.two_encoders else None
     return replace(recipe, encoder=encoder, backbone=folders[0], document_backbone=document_backbone)
+
+
+def check_backbones(recipe: TrainRecipe) -> None:
+    """Whether every backbone is complete, and can read texts so long in the direction that is asked for.
+
+    Raises:
+        ModelFolderError, LengthError: as `check_backbone`.
+    """
+    for folder in filter(None, (recipe.backbone, recipe.document_backbone)):
+        check_backbone(folder, bidirectional=recipe.encoder.bidirectional, lengths=recipe.lengths)
 
 
 def open_plan(recipe: TrainRecipe, arguments: SentenceTransformerTrainingArguments) -> BatchPlan:

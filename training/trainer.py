@@ -152,7 +152,9 @@ class RetrieverTrainer(SentenceTransformerTrainer):
 
     def _load_best_model(self) -> None:
         """Fails where it cannot: the stock trainer would log that and keep the last weights, which are not the best."""
-        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        best = str(self.state.best_model_checkpoint)
+        checkpoints.check_checkpoint(Path(best))
+        self._load_from_checkpoint(best)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

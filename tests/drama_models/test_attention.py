@@ -126,6 +126,13 @@ def test_under_bfloat16_autocast_states_stay_near_those_of_float32() -> None:
     assert not torch.equal(found.float(), expected)
 
 
+def test_a_model_whose_states_are_no_numbers_is_left_as_it_was() -> None:
+    model = KINDS["bidirectional llama"]()
+    torch.nn.init.constant_(next(model.parameters()), float("nan"))
+    assert not enable_packing(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
 def test_a_model_that_ignores_positions_is_left_as_it_was() -> None:
     class WithoutPositions(LlamaModel):
         def forward(self, input_ids: Tensor, **_: Any) -> Any:

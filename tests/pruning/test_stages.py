@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from drama_models.checkpoints import last_checkpoint, writing_folder
+from drama_models.checkpoints import claim, last_checkpoint, writing_folder
 from drama_models.errors import CorpusError, ShapeError, TrainingError
 from drama_models.provenance import chain, read_provenance
 from pruning.corpus import Corpus, tokenise
@@ -188,6 +188,16 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "cut"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_two_runs_do_not_make_one_folder(llama_folder: Path, corpus_folder: Path, tmp_path: Path) -> None:
+    folders: dict[str, Any] = {"model": llama_folder, "corpus": corpus_folder, "out": tmp_path / "made"}
+    with claim(tmp_path / "made"):
+        with pytest.raises(TrainingError, match="Another run is making"):
+            recover(recover_recipe(**folders))
+        with pytest.raises(TrainingError, match="Another run is making"):
+            learn_masks(LearnMasksRecipe(**folders, target=TARGET, steps=3, **SMALL))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(llama_folder: Path, corpus_folder: Path, tmp_path: Path) -> None:
