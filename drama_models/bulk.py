@@ -23,7 +23,7 @@ import numpy as np
 from drama_models.arrays import write_array
 from drama_models.batching import windows
 from drama_models.bulk_progress import EncodingProgress, one_warning_about_cut_texts
-from drama_models.errors import CollectionError, TextsCutWarning
+from drama_models.errors import CollectionError, OutputError, TextsCutWarning
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.index import ModelIdentity
 from drama_models.quantisation import EIGHT_BITS, dequantise, quantise, value_ranges
@@ -77,7 +77,8 @@ def encode_shards(
 
     Raises:
         CollectionError: `out` holds vectors of another model, size, length, precision or shard size, or a shard of it
-            is damaged.
+            is damaged; or eight bits of fewer than two documents.
+        OutputError: `out` holds something else.
         MissingExtraError: Ray is not installed.
         ClusterError: its cluster is not there, or a worker keeps dying.
     """
@@ -92,7 +93,8 @@ def encode_shards(
     _check_job(out, job)
     batches = windows(documents, shard_documents)
     first = next(batches, None)
-    ranges = _ranges(encoder, first, out) if first is not None and precision in EIGHT_BITS else None
+    ranges = _ranges(encoder, first) if first is not None and precision in EIGHT_BITS else None
+    _begin(out, job, ranges)
     batches = chain([] if first is None else [first], batches)
     shard_of = partial(_make_shard, out=out.absolute(), precision=precision, ranges=ranges)
     if engine == "ray":
@@ -204,7 +206,7 @@ def _encode_shard(
     return {"count": len(batch), "sha256": hashes["sha256"], "ids_sha256": _hash_of_ids(keys)} | _hash_of_ranges(ranges)
 
 
-def _ranges(encoder: Encoder, batch: list[tuple[str, str]], out: Path) -> NDArray[np.float32]:
+def _ranges(encoder: Encoder, batch: list[tuple[str, str]]) -> NDArray[np.float32]:
     """Ranges of the first documents; made anew in every run, so that they never belong to other documents.
 
     Raises:
@@ -214,10 +216,7 @@ def _ranges(encoder: Encoder, batch: list[tuple[str, str]], out: Path) -> NDArra
         raise CollectionError("Eight bits need at least two documents, whose ranges they are relative to; use float32.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextsCutWarning)  # these documents are encoded again, and counted then
-        found = value_ranges(encoder.encode_documents([content for _, content in batch[:RANGES_DOCUMENTS]]))
-    with atomic_file(out / RANGES) as partial:
-        write_array(partial, found)
-    return found
+        return value_ranges(encoder.encode_documents([content for _, content in batch[:RANGES_DOCUMENTS]]))
 
 
 def _checked_ranges(folder: Path, expected: str) -> NDArray[np.float32]:
@@ -235,7 +234,8 @@ def _hash_of_ranges(ranges: NDArray[np.float32] | None) -> dict[str, str]:
 def _check_job(out: Path, job: dict[str, Any]) -> None:
     path = out / JOB
     if not path.is_file():
-        _write_json(path, job)
+        if any(not other.name.startswith(".") for other in out.iterdir()):
+            raise OutputError(f"{out} holds something else than vectors of `drama encode`; choose another folder.")
         return
     stored = _read_json(path)
     if stored is None:
@@ -247,6 +247,15 @@ def _check_job(out: Path, job: dict[str, Any]) -> None:
             f"{out} holds vectors with another {differing[0]} ({known.get(differing[0])}, not {job[differing[0]]}); "
             "choose another folder, or remove this one."
         )
+
+
+def _begin(out: Path, job: dict[str, Any], ranges: NDArray[np.float32] | None) -> None:
+    """Write what the vectors depend on; the job first, since it says whose folder this is."""
+    if not (out / JOB).is_file():
+        _write_json(out / JOB, job)
+    if ranges is not None:
+        with atomic_file(out / RANGES) as partial:
+            write_array(partial, ranges)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -70,7 +70,7 @@ def encode(options: argparse.Namespace) -> Answer:
 def index(options: argparse.Namespace) -> Answer:
     """A collection, the vectors that `drama encode` made, or another index, to an index of some kind."""
     out, vectors = options.out, options.source
-    check_replaceable(out)
+    check_replaceable(out, (INDEX_IDS,))
     kind = chosen_kind(options.kind, dict(map(_setting, options.set)))
     if options.bm25 and options.model is None:
         raise CollectionError(f"--bm25 reads texts, and {vectors} has none; index a collection, with --model.")

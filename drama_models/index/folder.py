@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from drama_models.errors import IndexFolderError
-from drama_models.folders import atomic_folder, sha256_of_file
+from drama_models.folders import atomic_folder, check_replaceable, sha256_of_file
 from drama_models.index.build import read_store
 from drama_models.index.kinds import chosen_kind, settings_of
 from drama_models.index.rescoring import RANGES
@@ -57,7 +57,11 @@ def write_index(folder: str | Path, files: IndexFiles, alive: NDArray[Any] | Non
         folder: to make.
         files: what to write.
         alive: (rows,), False for removed ones; None where there are none.
+
+    Raises:
+        OutputError: there is a file, or a folder that holds something else than an index.
     """
+    check_replaceable(Path(folder), (IDS,))
     kept = [key for key in files.keys if key is not None] if files.store.shrinks else files.keys
     with atomic_folder(folder) as partial:
         files.store.write(partial, alive)

@@ -214,6 +214,7 @@ class Index:
 
         Raises:
             IndexKindError: too few documents for a kind that learns from them.
+            OutputError: there is a file, or a folder that holds something else than an index.
         """
         files = IndexFiles(
             dim=self.dim,
