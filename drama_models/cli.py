@@ -388,8 +388,11 @@ def _encode_collection(
 
 
 def _relative(name: str, folder: Path) -> str:
-    """A local path as seen from the index folder, so that both can move together; hub names stay as they are."""
-    return os.path.relpath(name, folder) if Path(name).exists() else name
+    """A local path as seen from the index folder, so that both can move together; hub names stay as they are.
+
+    Links are followed first: from where one leads to, `..` is another folder than from the link itself.
+    """
+    return os.path.relpath(Path(name).resolve(), folder.resolve()) if Path(name).exists() else name
 
 
 def _resolved(name: str, folder: Path) -> str:

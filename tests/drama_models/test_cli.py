@@ -119,6 +119,28 @@ def test_an_index_of_another_kind_from_vectors_and_from_an_index(
     assert found[bits][0]["score"] == pytest.approx(found[graph][0]["score"], abs=0.01)
 
 
+def test_an_index_behind_links_finds_its_model_and_texts(
+    my_index: Path, release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk, data, link = tmp_path / "a" / "deep" / "disk", tmp_path / "data", tmp_path / "link.index"
+    (disk / "link.index").mkdir(parents=True)
+    data.symlink_to(disk)
+    link.symlink_to(disk / "link.index")
+    collection, model = (tmp_path / name for name in ("collection", "model"))
+    collection.symlink_to(collection_folder)
+    model.symlink_to(release_folder)
+    assert main(["index", str(collection), str(data / "my.index"), "--model", str(model)]) == 0
+    assert main(["index", str(collection), str(link), "--model", str(model)]) == 0
+    assert main(["index", str(link), str(data / "graph.index"), "--kind", "hnsw"]) == 0
+    found = []
+    for index in (my_index, data / "my.index", link, data / "graph.index"):
+        capsys.readouterr()
+        assert main(["search", str(index), "digest of a file", "-k", "3", "--json"]) == 0
+        found.append([(hit["id"], hit["text"]) for hit in json.loads(capsys.readouterr().out)])
+    assert found[1:] == [found[0]] * 3
+    assert link.is_symlink()
+
+
 def test_bm25_is_kept_with_the_index(
     release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
