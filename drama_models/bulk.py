@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -85,7 +84,8 @@ def encode_shards(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     identity = model or ModelIdentity.of(encoder)
-    job = {"model": asdict(identity), "dim": encoder.dim, "shard_documents": shard_documents}
+    named = {"name": identity.name, "fingerprint": identity.fingerprint}  # which is of both encoders
+    job = {"model": named, "dim": encoder.dim, "shard_documents": shard_documents}
     by = encoder.document_encoder
     asked: dict[str, Any] = {"precision": precision, "computing_precision": by.runtime.precision}
     asked["max_length"] = None if by.max_length == by.profile.max_length else by.max_length
@@ -109,7 +109,7 @@ def encode_shards(
             progress.count(shard["count"], encoded=not shard.pop("kept", False))
             found[number] = shard
     shards = [found[number] for number in sorted(found)]
-    manifest = job | {"count": sum(shard["count"] for shard in shards), "shards": shards}
+    manifest = job | {"model": identity.record(), "count": sum(shard["count"] for shard in shards), "shards": shards}
     _write_json(out / MANIFEST, manifest)
     return manifest
 
@@ -150,10 +150,13 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CollectionError(f"{folder} is not a finished folder of vectors; run `drama encode` (again) to finish it.")
     manifest = _read_json(path) or {}
-    model, shards = manifest.get("model"), manifest.get("shards")
-    named = isinstance(model, dict) and set(model) == {"name", "fingerprint"}
-    listed = isinstance(shards, list) and all(isinstance(shard, dict) and "sha256" in shard for shard in shards)
-    if not named or not listed or not isinstance(manifest.get("dim"), int):
+    shards = manifest.get("shards")
+    whole = isinstance(shards, list) and all(isinstance(shard, dict) and "sha256" in shard for shard in shards)
+    try:
+        ModelIdentity.read(manifest.get("model"))
+    except ValueError:
+        whole = False
+    if not whole or not isinstance(manifest.get("dim"), int):
         raise CollectionError(f"{path} is damaged, or not that of a folder of vectors; run `drama encode` again.")
     return manifest
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from drama_models.errors import IndexFolderError
 from drama_models.folders import atomic_folder, check_replaceable, sha256_of_file
 from drama_models.index.build import read_store
+from drama_models.index.identity import ModelIdentity
 from drama_models.index.kinds import chosen_kind, settings_of
 from drama_models.index.rescoring import RANGES
 from drama_models.index.rows import ROWS, Rows
@@ -46,7 +47,7 @@ class IndexFiles:
     keys: list[str | None]
     """Document id of each row, None for a removed one."""
     store: Store
-    model: dict[str, str] | None
+    model: ModelIdentity | None
     collection: str | None
 
 
@@ -74,7 +75,7 @@ def write_index(folder: str | Path, files: IndexFiles, alive: NDArray[Any] | Non
             "dim": files.dim,
             "rows": len(kept),
             "count": sum(key is not None for key in kept),
-            "model": files.model,
+            "model": files.model.record() if files.model else None,
             "collection": files.collection,
             "sha256": {path.name: sha256_of_file(path) for path in sorted(partial.iterdir())},
         }
@@ -104,7 +105,8 @@ def read_index(folder: str | Path, *, verify: bool = True) -> IndexFiles:
         old = manifest["format"] == FLAT_FORMAT
         store = _old_flat_store(kind, manifest["dim"], folder) if old else read_store(kind, manifest["dim"], folder)
         fits = len(store) == len(keys) == manifest["count" if old else "rows"]
-        model, collection = _checked_model(manifest["model"]), manifest["collection"]
+        model = None if manifest["model"] is None else ModelIdentity.read(manifest["model"])
+        collection = manifest["collection"]
     except (ValueError, KeyError, TypeError, RuntimeError, RecursionError, OSError, EOFError):
         fits = False
     if not fits or not isinstance(collection, str | None):
@@ -122,19 +124,6 @@ def _checked_keys(keys: Any) -> list[str | None]:
     if not all(isinstance(key, str) for key in texts) or len(set(texts)) != len(texts):
         raise ValueError("The ids are no list of texts that are all different.")
     return cast("list[str | None]", keys)
-
-
-def _checked_model(model: Any) -> dict[str, str] | None:
-    """Name and fingerprint of a model, or None.
-
-    Raises:
-        ValueError: something else.
-    """
-    if model is None:
-        return None
-    if not isinstance(model, dict) or set(model) != {"name", "fingerprint"}:
-        raise ValueError("The model has no name and fingerprint.")
-    return {key: str(value) for key, value in model.items()}
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ and left out of the files where its kind can; the others keep it, masked, until 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,26 +26,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from drama_models.encoder import Encoder
+    from drama_models.index.identity import ModelIdentity
     from drama_models.index.kinds import Kind
     from drama_models.index.stores import Store
 
 BEYOND_RANGES = 0.01  # share of numbers
 WHOLE_VECTORS = ("flat", "hnsw")  # kinds that keep every number of a vector
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """The model whose vectors an index holds."""
-
-    name: str
-    """Folder or hub name, as it was given."""
-    fingerprint: str
-    """SHA-256 of configuration, tokenizer and weights."""
-
-    @classmethod
-    def of(cls, encoder: Encoder, name: str | None = None) -> ModelIdentity:
-        """Identity of a loaded encoder; `name` as the user gave it, the folder by default."""
-        return cls(name or str(encoder.folder), encoder.fingerprint())
 
 
 class Index:
@@ -221,7 +206,7 @@ class Index:
             kind=self.kind,
             keys=self._keys,
             store=self._built(),
-            model=asdict(self.model) if self.model else None,
+            model=self.model,
             collection=self.collection,
         )
         write_index(folder, files, self._alive())
@@ -239,8 +224,7 @@ class Index:
             IndexFolderError: no index there, another format, or a file that is not the one that was written.
         """
         files = read_index(folder, verify=verify)
-        model = ModelIdentity(**files.model) if files.model else None
-        index = cls(files.dim, model, files.collection, kind=files.kind)
+        index = cls(files.dim, files.model, files.collection, kind=files.kind)
         index._keys, index._store = files.keys, files.store
         index._positions = {key: row for row, key in enumerate(files.keys) if key is not None}
         return index
@@ -251,7 +235,7 @@ class Index:
         Raises:
             IndexFolderError: another model, or another size.
         """
-        name = self.model.name if self.model else "an unknown model"
+        name = self.model or "an unknown model"
         if encoder.dim != self.dim:
             raise IndexFolderError(
                 f"The index was built with {name} (dim {self.dim}); this encoder is {encoder.folder} "
