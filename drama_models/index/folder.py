@@ -131,7 +131,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         known = type(manifest["format"]) is int and manifest["format"] in (FORMAT, FLAT_FORMAT)
-        named = IDS in manifest["sha256"] and all(FILE_NAMES.fullmatch(name) for name in manifest["sha256"])
+        hashes = manifest["sha256"]
+        named = isinstance(hashes, dict) and IDS in hashes and all(map(FILE_NAMES.fullmatch, hashes))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise IndexFolderError(f"{folder} is not an index; build one with `drama index`.") from None
     if not known:

@@ -158,6 +158,8 @@ def test_ids_that_no_file_can_hold_and_sizes_that_are_none_are_refused(index: In
     [
         ("model", 3), ("model", {"name": "x"}), ("collection", 3), ("dim", "16"), ("dim", 17), ("rows", 3),
         ("kind", []), ("settings", {"links": 3}), ("settings", 3), ("format", True), ("format", "2"), ("sha256", []),
+        ("sha256", ["ids.json"]), ("sha256", "ids.json"), ("model", {"name": "x", "fingerprint": 3}),
+        ("model", {"name": "x", "fingerprint": "abc", "author": "y"}),
     ],
 )  # fmt: skip
 def test_any_other_value_in_a_manifest_is_one_sentence(
