@@ -17,6 +17,7 @@ from drama_models.index.folder import IndexFiles, read_index, write_index
 from drama_models.index.kinds import chosen_kind, tuned
 from drama_models.index.rows import NONE, Rows
 from drama_models.surrogates import storable
+from drama_models.tokenisation import whole_number
 from drama_models.warn import warn_caller
 
 if TYPE_CHECKING:
@@ -59,13 +60,14 @@ class Index:
         kind: str | Kind = "flat",
         **settings: Any,
     ) -> None:
-        if not isinstance(dim, int) or dim < 1:
+        size = whole_number(dim)
+        if size is None or size < 1:
             raise DimensionError(f"dim={dim!r} must be a whole number above 0, the size of the vectors.")
-        self.dim, self.model, self.collection = dim, model, collection
+        self.dim, self.model, self.collection = size, model, collection
         self.kind: Kind = chosen_kind(kind, settings)
         self._keys: list[str | None] = []  # document id of each row, None for a removed one
         self._positions: dict[str, int] = {}
-        self._waiting = Rows(dim, np.float32)
+        self._waiting = Rows(size, np.float32)
         self._store: Store | None = None
         self._mask: NDArray[np.bool_] | None = None
 
@@ -101,19 +103,21 @@ class Index:
             raise ValueError(f"Document id {unusable[0]!r} must be text, without half of a character in it.")
         if np.shape(vectors) != (len(ids), self.dim):
             raise ValueError(f"Expected vectors of shape {(len(ids), self.dim)}, found {np.shape(vectors)}.")
-        if not np.isfinite(vectors).all():
-            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise ValueError(f"The vector of document {ids[row]!r} is not finite; encode it again.")
+        with np.errstate(over="ignore"):  # what is too large for float32 is infinite now
+            rows = np.asanyarray(vectors, dtype=np.float32)  # a memory map stays one
+        finite = np.isfinite(rows).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"The vector of document {ids[int(finite.argmin())]!r} is not finite; encode it again.")
         known = [key for key in ids if key in self._positions]
         if known or len(set(ids)) != len(ids):
             raise ValueError(
                 f"Document id {(known or [_first_repeated(ids)])[0]!r} is in the index already; ids must be unique."
             )
         if self._store is None:
-            self._waiting.append(vectors)
+            self._waiting.append(rows)
         else:
-            _check_ranges(vectors, self._store.ranges)
-            self._store.add(np.asarray(vectors, dtype=np.float32))
+            _check_ranges(rows, self._store.ranges)
+            self._store.add(np.asarray(rows))
         self._positions |= {key: len(self._keys) + offset for offset, key in enumerate(ids)}
         self._keys.extend(ids)
         self._mask = None
