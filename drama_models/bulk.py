@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 from drama_models.arrays import write_array
 from drama_models.batching import windows
 from drama_models.bulk_progress import EncodingProgress, one_warning_about_cut_texts
-from drama_models.errors import CollectionError, TextsCutWarning
+from drama_models.errors import CollectionError, OutputError, TextsCutWarning
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.index import ModelIdentity
 from drama_models.quantisation import EIGHT_BITS, dequantise, quantise, value_ranges
@@ -77,14 +76,16 @@ def encode_shards(
 
     Raises:
         CollectionError: `out` holds vectors of another model, size, length, precision or shard size, or a shard of it
-            is damaged.
+            is damaged; or eight bits of fewer than two documents.
+        OutputError: `out` holds something else.
         MissingExtraError: Ray is not installed.
         ClusterError: its cluster is not there, or a worker keeps dying.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     identity = model or ModelIdentity.of(encoder)
-    job = {"model": asdict(identity), "dim": encoder.dim, "shard_documents": shard_documents}
+    named = {"name": identity.name, "fingerprint": identity.fingerprint}  # which is of both encoders
+    job = {"model": named, "dim": encoder.dim, "shard_documents": shard_documents}
     by = encoder.document_encoder
     asked: dict[str, Any] = {"precision": precision, "computing_precision": by.runtime.precision}
     asked["max_length"] = None if by.max_length == by.profile.max_length else by.max_length
@@ -92,7 +93,8 @@ def encode_shards(
     _check_job(out, job)
     batches = windows(documents, shard_documents)
     first = next(batches, None)
-    ranges = _ranges(encoder, first, out) if first is not None and precision in EIGHT_BITS else None
+    ranges = _ranges(encoder, first) if first is not None and precision in EIGHT_BITS else None
+    _begin(out, job, ranges)
     batches = chain([] if first is None else [first], batches)
     shard_of = partial(_make_shard, out=out.absolute(), precision=precision, ranges=ranges)
     if engine == "ray":
@@ -107,7 +109,7 @@ def encode_shards(
             progress.count(shard["count"], encoded=not shard.pop("kept", False))
             found[number] = shard
     shards = [found[number] for number in sorted(found)]
-    manifest = job | {"count": sum(shard["count"] for shard in shards), "shards": shards}
+    manifest = job | {"model": identity.record(), "count": sum(shard["count"] for shard in shards), "shards": shards}
     _write_json(out / MANIFEST, manifest)
     return manifest
 
@@ -148,10 +150,13 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CollectionError(f"{folder} is not a finished folder of vectors; run `drama encode` (again) to finish it.")
     manifest = _read_json(path) or {}
-    model, shards = manifest.get("model"), manifest.get("shards")
-    named = isinstance(model, dict) and set(model) == {"name", "fingerprint"}
-    listed = isinstance(shards, list) and all(isinstance(shard, dict) and "sha256" in shard for shard in shards)
-    if not named or not listed or not isinstance(manifest.get("dim"), int):
+    shards = manifest.get("shards")
+    whole = isinstance(shards, list) and all(isinstance(shard, dict) and "sha256" in shard for shard in shards)
+    try:
+        ModelIdentity.read(manifest.get("model"))
+    except ValueError:
+        whole = False
+    if not whole or not isinstance(manifest.get("dim"), int):
         raise CollectionError(f"{path} is damaged, or not that of a folder of vectors; run `drama encode` again.")
     return manifest
 
@@ -204,7 +209,7 @@ def _encode_shard(
     return {"count": len(batch), "sha256": hashes["sha256"], "ids_sha256": _hash_of_ids(keys)} | _hash_of_ranges(ranges)
 
 
-def _ranges(encoder: Encoder, batch: list[tuple[str, str]], out: Path) -> NDArray[np.float32]:
+def _ranges(encoder: Encoder, batch: list[tuple[str, str]]) -> NDArray[np.float32]:
     """Ranges of the first documents; made anew in every run, so that they never belong to other documents.
 
     Raises:
@@ -214,10 +219,7 @@ def _ranges(encoder: Encoder, batch: list[tuple[str, str]], out: Path) -> NDArra
         raise CollectionError("Eight bits need at least two documents, whose ranges they are relative to; use float32.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextsCutWarning)  # these documents are encoded again, and counted then
-        found = value_ranges(encoder.encode_documents([content for _, content in batch[:RANGES_DOCUMENTS]]))
-    with atomic_file(out / RANGES) as partial:
-        write_array(partial, found)
-    return found
+        return value_ranges(encoder.encode_documents([content for _, content in batch[:RANGES_DOCUMENTS]]))
 
 
 def _checked_ranges(folder: Path, expected: str) -> NDArray[np.float32]:
@@ -235,7 +237,8 @@ def _hash_of_ranges(ranges: NDArray[np.float32] | None) -> dict[str, str]:
 def _check_job(out: Path, job: dict[str, Any]) -> None:
     path = out / JOB
     if not path.is_file():
-        _write_json(path, job)
+        if any(not other.name.startswith(".") for other in out.iterdir()):
+            raise OutputError(f"{out} holds something else than vectors of `drama encode`; choose another folder.")
         return
     stored = _read_json(path)
     if stored is None:
@@ -247,6 +250,15 @@ def _check_job(out: Path, job: dict[str, Any]) -> None:
             f"{out} holds vectors with another {differing[0]} ({known.get(differing[0])}, not {job[differing[0]]}); "
             "choose another folder, or remove this one."
         )
+
+
+def _begin(out: Path, job: dict[str, Any], ranges: NDArray[np.float32] | None) -> None:
+    """Write what the vectors depend on; the job first, since it says whose folder this is."""
+    if not (out / JOB).is_file():
+        _write_json(out / JOB, job)
+    if ranges is not None:
+        with atomic_file(out / RANGES) as partial:
+            write_array(partial, ranges)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

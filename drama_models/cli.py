@@ -10,6 +10,7 @@ import shutil
 import sys
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -53,8 +54,7 @@ class Answer:
 def encode(options: argparse.Namespace) -> Answer:
     """Documents of a collection to a folder of vectors; goes on where it was interrupted."""
     manifest = _encode_collection(
-        _encoder(options),
-        options.model,
+        options,
         options.collection,
         options.out,
         precision=options.store,
@@ -70,7 +70,7 @@ def encode(options: argparse.Namespace) -> Answer:
 def index(options: argparse.Namespace) -> Answer:
     """A collection, the vectors that `drama encode` made, or another index, to an index of some kind."""
     out, vectors = options.out, options.source
-    check_replaceable(out)
+    check_replaceable(out, (INDEX_IDS,))
     kind = chosen_kind(options.kind, dict(map(_setting, options.set)))
     if options.bm25 and options.model is None:
         raise CollectionError(f"--bm25 reads texts, and {vectors} has none; index a collection, with --model.")
@@ -78,12 +78,12 @@ def index(options: argparse.Namespace) -> Answer:
         _check_unused(options)
     else:
         vectors = out.parent / f".{out.name}.vectors"  # kept until the index is there, so a rerun resumes
-        _encode_collection(_encoder(options), options.model, options.source, vectors)
+        _encode_collection(options, options.source, vectors)
     if (vectors / INDEX_IDS).is_file():
         built = _of_another_index(vectors, out, kind)
     else:
         manifest = read_manifest(vectors)
-        identity = ModelIdentity(_relative(manifest["model"]["name"], out), manifest["model"]["fingerprint"])
+        identity = ModelIdentity.read(manifest["model"]).renamed(partial(_relative, folder=out))
         collection = _relative(str(options.source), out) if options.model else None
         built = Index(manifest["dim"], identity, collection, kind=kind)
         for ids, rows in read_shards(vectors):
@@ -102,10 +102,12 @@ def index(options: argparse.Namespace) -> Answer:
 def search(options: argparse.Namespace) -> Answer:
     """The best documents for a question."""
     opened = Index.load(options.index, verify=options.verify)
-    name = options.model or (_resolved(opened.model.name, options.index) if opened.model else None)
-    if name is None:
-        raise IndexFolderError(f"{options.index} does not say which model it belongs to; pass it with --model.")
-    options.model, options.dim = name, opened.dim
+    if options.model is None:
+        if opened.model is None:
+            raise IndexFolderError(f"{options.index} does not say which model it belongs to; pass it with --model.")
+        kept = opened.model.renamed(partial(_resolved, folder=options.index))
+        options.model, options.document_model = kept.name, options.document_model or kept.document_name
+    options.dim = opened.dim
     bm25 = _bm25_of(opened, options.index, options.bm25) if options.bm25 else None
     hits = Retriever(_encoder(options), opened, bm25=bm25).search(options.query, options.k, task=options.task)
     texts = _texts(opened, options.index, {document for document, _ in hits})
@@ -348,7 +350,7 @@ def _of_another_index(source: Path, out: Path, kind: Kind) -> Index:
     """The documents of an index in one of another kind; model and collection are named as seen from there."""
     built = Index.load(source).rebuilt(kind)
     if built.model is not None:
-        built.model = ModelIdentity(_relative(_resolved(built.model.name, source), out), built.model.fingerprint)
+        built.model = built.model.renamed(lambda name: _relative(_resolved(name, source), out))
     if built.collection is not None:
         built.collection = _relative(_resolved(built.collection, source), out)
     return built
@@ -362,8 +364,7 @@ def _setting(words: str) -> tuple[str, str]:
 
 
 def _encode_collection(
-    encoder: Encoder,
-    model: str,
+    options: argparse.Namespace,
     folder: Path,
     out: Path,
     *,
@@ -371,14 +372,14 @@ def _encode_collection(
     engine: Engine = "local",
     workers: int = 2,
 ) -> dict[str, Any]:
-    collection = Collection(folder)
+    encoder, collection = _encoder(options), Collection(folder)
     separator = encoder.document_encoder.profile.title_separator
     documents = ((document.id, document.joined(separator)) for document in collection.documents())
     return encode_shards(
         encoder,
         documents,
         out,
-        model=ModelIdentity.of(encoder, model),
+        model=ModelIdentity.of(encoder, options.model, options.document_model),
         precision=precision,
         total=collection.count(),
         show_progress=True,
@@ -388,8 +389,11 @@ def _encode_collection(
 
 
 def _relative(name: str, folder: Path) -> str:
-    """A local path as seen from the index folder, so that both can move together; hub names stay as they are."""
-    return os.path.relpath(name, folder) if Path(name).exists() else name
+    """A local path as seen from the index folder, so that both can move together; hub names stay as they are.
+
+    Links are followed first: from where one leads to, `..` is another folder than from the link itself.
+    """
+    return os.path.relpath(Path(name).resolve(), folder.resolve()) if Path(name).exists() else name
 
 
 def _resolved(name: str, folder: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -79,7 +80,7 @@ class Collection:
         """The documents in file order, one at a time; only hashes of their ids are held in memory.
 
         Raises:
-            CollectionError: broken line, missing field, or a document id that was there before.
+            CollectionError: broken line, missing field, a document id that was there before, or a damaged `.gz`.
         """
         for line, record in self._records(self.corpus_file):
             title, text = record.get("title") or "", record.get("text")
@@ -92,9 +93,12 @@ class Collection:
         return (record for _, record in self._records(self.corpus_file))
 
     def count(self) -> int:
-        """Number of lines of the corpus: the number of documents, once `documents` has found no fault."""
-        with _open(self.corpus_file) as file:
-            return sum(1 for _ in file)
+        """Number of lines of the corpus: the number of documents, once `documents` has found no fault.
+
+        Raises:
+            CollectionError: a `.gz` that is none, or damaged.
+        """
+        return sum(1 for _ in _lines(self.corpus_file))
 
     def queries(self) -> dict[str, str]:
         """Query text by id, in file order.
@@ -122,21 +126,18 @@ class Collection:
         known_queries = self.queries()
         known_documents = None if self._elsewhere else {record["_id"] for record in self.records()}
         qrels: dict[str, dict[str, int]] = {}
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                fields = line.decode("utf-8", "replace").rstrip("\r\n").split("\t")
-                if tuple(fields) == QRELS_HEADER or not line.strip():
-                    continue
-                query, document, grade = _judgement(fields, path, number)
-                if query not in known_queries:
-                    raise CollectionError(
-                        f"{path}, line {number}: query {query!r} must be in queries.jsonl; it is not."
-                    )
-                if known_documents is not None and document not in known_documents:
-                    raise CollectionError(
-                        f"{path}, line {number}: document {document!r} must be in corpus.jsonl; it is not."
-                    )
-                qrels.setdefault(query, {})[document] = grade
+        for number, line in _lines(path):
+            fields = line.decode("utf-8", "replace").rstrip("\r\n").split("\t")
+            if tuple(fields) == QRELS_HEADER or not line.strip():
+                continue
+            query, document, grade = _judgement(fields, path, number)
+            if query not in known_queries:
+                raise CollectionError(f"{path}, line {number}: query {query!r} must be in queries.jsonl; it is not.")
+            if known_documents is not None and document not in known_documents:
+                raise CollectionError(
+                    f"{path}, line {number}: document {document!r} must be in corpus.jsonl; it is not."
+                )
+            qrels.setdefault(query, {})[document] = grade
         return qrels
 
     def splits(self) -> list[str]:
@@ -180,34 +181,30 @@ class Collection:
     def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """Line number and object of every line, ids checked to be strings that occur once."""
         seen = SeenStrings()
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    record = storable_json(json.loads(line))
-                except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                    raise CollectionError(
-                        f"{path}, line {number}: not valid JSON ({error}); each line must be one object in UTF-8."
-                    ) from None
-                key = record.get("_id") if isinstance(record, dict) else None
-                if not isinstance(key, str):
-                    raise CollectionError(f"{path}, line {number}: expected an object with a string `_id`.")
-                if seen.add(key) and (first := _first_line(path, key)) < number:
-                    raise CollectionError(
-                        f"{path}, line {number}: id {key!r} was used in line {first}; ids must be unique."
-                    )
-                yield number, record
+        for number, line in _lines(path):
+            if not line.strip():
+                continue
+            try:
+                record = storable_json(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise CollectionError(
+                    f"{path}, line {number}: not valid JSON ({error}); each line must be one object in UTF-8."
+                ) from None
+            key = record.get("_id") if isinstance(record, dict) else None
+            if not isinstance(key, str):
+                raise CollectionError(f"{path}, line {number}: expected an object with a string `_id`.")
+            if seen.add(key) and (first := _first_line(path, key)) < number:
+                raise CollectionError(
+                    f"{path}, line {number}: id {key!r} was used in line {first}; ids must be unique."
+                )
+            yield number, record
 
 
 def _first_line(path: Path, key: str) -> int:
     """Number of the first line with this id, in a file that has one."""
-    with _open(path) as file:
-        return next(
-            number
-            for number, line in enumerate(file, start=1)
-            if line.strip() and storable_json(json.loads(line))["_id"] == key
-        )
+    return next(
+        number for number, line in _lines(path) if line.strip() and storable_json(json.loads(line))["_id"] == key
+    )
 
 
 def _judgement(fields: list[str], path: Path, number: int) -> tuple[str, str, int]:
@@ -220,8 +217,17 @@ def _judgement(fields: list[str], path: Path, number: int) -> tuple[str, str, in
         ) from None
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of every line.
+
+    Raises:
+        CollectionError: a `.gz` that is none, or damaged.
+    """
+    with cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+        try:
+            yield from enumerate(file, start=1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise CollectionError(f"{path} is not a whole gzip file ({error}); fetch or pack it again.") from None
 
 
 def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

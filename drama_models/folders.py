@@ -151,8 +151,8 @@ def check_replaceable(target: Path, marks: Sequence[str] = MARKS) -> None:
         raise OutputError(f"{target} is a file where a folder is to be made; choose another name.") from None
     if not empty and target.exists() and not any((target / mark).exists() for mark in marks):
         raise OutputError(
-            f"{target} holds files that were not made here, and would be replaced as a whole; choose another name, or "
-            "remove it first."
+            f"{target} holds something else, which would be replaced as a whole; choose another name, or remove it "
+            "first."
         )
 
 

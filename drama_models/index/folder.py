@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from drama_models.errors import IndexFolderError
-from drama_models.folders import atomic_folder, sha256_of_file
+from drama_models.folders import atomic_folder, check_replaceable, sha256_of_file
 from drama_models.index.build import read_store
+from drama_models.index.identity import ModelIdentity
 from drama_models.index.kinds import chosen_kind, settings_of
 from drama_models.index.rescoring import RANGES
 from drama_models.index.rows import ROWS, Rows
@@ -46,7 +47,7 @@ class IndexFiles:
     keys: list[str | None]
     """Document id of each row, None for a removed one."""
     store: Store
-    model: dict[str, str] | None
+    model: ModelIdentity | None
     collection: str | None
 
 
@@ -57,7 +58,11 @@ def write_index(folder: str | Path, files: IndexFiles, alive: NDArray[Any] | Non
         folder: to make.
         files: what to write.
         alive: (rows,), False for removed ones; None where there are none.
+
+    Raises:
+        OutputError: there is a file, or a folder that holds something else than an index.
     """
+    check_replaceable(Path(folder), (IDS,))
     kept = [key for key in files.keys if key is not None] if files.store.shrinks else files.keys
     with atomic_folder(folder) as partial:
         files.store.write(partial, alive)
@@ -70,7 +75,7 @@ def write_index(folder: str | Path, files: IndexFiles, alive: NDArray[Any] | Non
             "dim": files.dim,
             "rows": len(kept),
             "count": sum(key is not None for key in kept),
-            "model": files.model,
+            "model": files.model.record() if files.model else None,
             "collection": files.collection,
             "sha256": {path.name: sha256_of_file(path) for path in sorted(partial.iterdir())},
         }
@@ -100,7 +105,8 @@ def read_index(folder: str | Path, *, verify: bool = True) -> IndexFiles:
         old = manifest["format"] == FLAT_FORMAT
         store = _old_flat_store(kind, manifest["dim"], folder) if old else read_store(kind, manifest["dim"], folder)
         fits = len(store) == len(keys) == manifest["count" if old else "rows"]
-        model, collection = _checked_model(manifest["model"]), manifest["collection"]
+        model = None if manifest["model"] is None else ModelIdentity.read(manifest["model"])
+        collection = manifest["collection"]
     except (ValueError, KeyError, TypeError, RuntimeError, RecursionError, OSError, EOFError):
         fits = False
     if not fits or not isinstance(collection, str | None):
@@ -120,25 +126,13 @@ def _checked_keys(keys: Any) -> list[str | None]:
     return cast("list[str | None]", keys)
 
 
-def _checked_model(model: Any) -> dict[str, str] | None:
-    """Name and fingerprint of a model, or None.
-
-    Raises:
-        ValueError: something else.
-    """
-    if model is None:
-        return None
-    if not isinstance(model, dict) or set(model) != {"name", "fingerprint"}:
-        raise ValueError("The model has no name and fingerprint.")
-    return {key: str(value) for key, value in model.items()}
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         known = type(manifest["format"]) is int and manifest["format"] in (FORMAT, FLAT_FORMAT)
-        named = IDS in manifest["sha256"] and all(FILE_NAMES.fullmatch(name) for name in manifest["sha256"])
+        hashes = manifest["sha256"]
+        named = isinstance(hashes, dict) and IDS in hashes and all(map(FILE_NAMES.fullmatch, hashes))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise IndexFolderError(f"{folder} is not an index; build one with `drama index`.") from None
     if not known:

@@ -7,7 +7,6 @@ and left out of the files where its kind can; the others keep it, masked, until 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from drama_models.index.folder import IndexFiles, read_index, write_index
 from drama_models.index.kinds import chosen_kind, tuned
 from drama_models.index.rows import NONE, Rows
 from drama_models.surrogates import storable
+from drama_models.tokenisation import whole_number
 from drama_models.warn import warn_caller
 
 if TYPE_CHECKING:
@@ -27,26 +27,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from drama_models.encoder import Encoder
+    from drama_models.index.identity import ModelIdentity
     from drama_models.index.kinds import Kind
     from drama_models.index.stores import Store
 
 BEYOND_RANGES = 0.01  # share of numbers
 WHOLE_VECTORS = ("flat", "hnsw")  # kinds that keep every number of a vector
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """The model whose vectors an index holds."""
-
-    name: str
-    """Folder or hub name, as it was given."""
-    fingerprint: str
-    """SHA-256 of configuration, tokenizer and weights."""
-
-    @classmethod
-    def of(cls, encoder: Encoder, name: str | None = None) -> ModelIdentity:
-        """Identity of a loaded encoder; `name` as the user gave it, the folder by default."""
-        return cls(name or str(encoder.folder), encoder.fingerprint())
 
 
 class Index:
@@ -74,13 +60,14 @@ class Index:
         kind: str | Kind = "flat",
         **settings: Any,
     ) -> None:
-        if not isinstance(dim, int) or dim < 1:
+        size = whole_number(dim)
+        if size is None or size < 1:
             raise DimensionError(f"dim={dim!r} must be a whole number above 0, the size of the vectors.")
-        self.dim, self.model, self.collection = dim, model, collection
+        self.dim, self.model, self.collection = size, model, collection
         self.kind: Kind = chosen_kind(kind, settings)
         self._keys: list[str | None] = []  # document id of each row, None for a removed one
         self._positions: dict[str, int] = {}
-        self._waiting = Rows(dim, np.float32)
+        self._waiting = Rows(size, np.float32)
         self._store: Store | None = None
         self._mask: NDArray[np.bool_] | None = None
 
@@ -116,19 +103,21 @@ class Index:
             raise ValueError(f"Document id {unusable[0]!r} must be text, without half of a character in it.")
         if np.shape(vectors) != (len(ids), self.dim):
             raise ValueError(f"Expected vectors of shape {(len(ids), self.dim)}, found {np.shape(vectors)}.")
-        if not np.isfinite(vectors).all():
-            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise ValueError(f"The vector of document {ids[row]!r} is not finite; encode it again.")
+        with np.errstate(over="ignore"):  # what is too large for float32 is infinite now
+            rows = np.asanyarray(vectors, dtype=np.float32)  # a memory map stays one
+        finite = np.isfinite(rows).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"The vector of document {ids[int(finite.argmin())]!r} is not finite; encode it again.")
         known = [key for key in ids if key in self._positions]
         if known or len(set(ids)) != len(ids):
             raise ValueError(
                 f"Document id {(known or [_first_repeated(ids)])[0]!r} is in the index already; ids must be unique."
             )
         if self._store is None:
-            self._waiting.append(vectors)
+            self._waiting.append(rows)
         else:
-            _check_ranges(vectors, self._store.ranges)
-            self._store.add(np.asarray(vectors, dtype=np.float32))
+            _check_ranges(rows, self._store.ranges)
+            self._store.add(np.asarray(rows))
         self._positions |= {key: len(self._keys) + offset for offset, key in enumerate(ids)}
         self._keys.extend(ids)
         self._mask = None
@@ -214,13 +203,14 @@ class Index:
 
         Raises:
             IndexKindError: too few documents for a kind that learns from them.
+            OutputError: there is a file, or a folder that holds something else than an index.
         """
         files = IndexFiles(
             dim=self.dim,
             kind=self.kind,
             keys=self._keys,
             store=self._built(),
-            model=asdict(self.model) if self.model else None,
+            model=self.model,
             collection=self.collection,
         )
         write_index(folder, files, self._alive())
@@ -238,8 +228,7 @@ class Index:
             IndexFolderError: no index there, another format, or a file that is not the one that was written.
         """
         files = read_index(folder, verify=verify)
-        model = ModelIdentity(**files.model) if files.model else None
-        index = cls(files.dim, model, files.collection, kind=files.kind)
+        index = cls(files.dim, files.model, files.collection, kind=files.kind)
         index._keys, index._store = files.keys, files.store
         index._positions = {key: row for row, key in enumerate(files.keys) if key is not None}
         return index
@@ -250,7 +239,7 @@ class Index:
         Raises:
             IndexFolderError: another model, or another size.
         """
-        name = self.model.name if self.model else "an unknown model"
+        name = self.model or "an unknown model"
         if encoder.dim != self.dim:
             raise IndexFolderError(
                 f"The index was built with {name} (dim {self.dim}); this encoder is {encoder.folder} "

@@ -126,8 +126,8 @@ class FaissStore(Store):
     def search(self, queries: NDArray[np.float32], k: int, alive: Mask | None) -> Hits:
         """By faiss, and by the rows kept for rescoring among its best."""
         living = len(self) if alive is None else int(alive.sum())
-        wanted = k if self.rescored is None else max(k, getattr(self.kind, "candidates", k))
-        scores, rows = self.index.search(self._as_stored(queries), min(wanted, living), params=self._parameters(alive))
+        wanted = min(k if self.rescored is None else max(k, getattr(self.kind, "candidates", k)), living)
+        scores, rows = self.index.search(self._as_stored(queries), wanted, params=self._parameters(alive, wanted))
         if self.rescored is not None:
             return self.rescored.search(queries, rows, k)
         return self._scores(scores), rows
@@ -158,7 +158,7 @@ class FaissStore(Store):
     def _scores(self, scores: NDArray[Any]) -> NDArray[np.float32]:
         return scores
 
-    def _parameters(self, alive: Mask | None) -> Any:
+    def _parameters(self, alive: Mask | None, k: int) -> Any:  # noqa: ARG002 (a graph reads it)
         return None if alive is None else _faiss().SearchParameters(sel=_selector(alive))
 
     def _write_faiss(self, index: Any, writer: Any) -> None:
@@ -184,8 +184,8 @@ class HNSWStore(FaissStore):
 
     shrinks = False
 
-    def _parameters(self, alive: Mask | None) -> Any:
-        width = cast("HNSW", self.kind).search_width  # faiss takes k where that is more
+    def _parameters(self, alive: Mask | None, k: int) -> Any:
+        width = max(cast("HNSW", self.kind).search_width, k)  # with less, faiss fills up with what it came across
         return _faiss().SearchParametersHNSW(efSearch=width, sel=None if alive is None else _selector(alive))
 
 
@@ -200,7 +200,7 @@ class IVFPQStore(FaissStore):
             self.index.make_direct_map()
         return super().vectors()
 
-    def _parameters(self, alive: Mask | None) -> Any:
+    def _parameters(self, alive: Mask | None, k: int) -> Any:  # noqa: ARG002 (a graph reads it)
         probes = cast("IVFPQ", self.kind).probes
         return _faiss().SearchParametersIVF(nprobe=probes, sel=None if alive is None else _selector(alive))
 

@@ -156,6 +156,7 @@ def test_ranges_of_other_documents_make_every_shard_anew(encoder: Encoder, tmp_p
         list(read_shards(tmp_path / "one"))
     with pytest.raises(CollectionError, match="at least two documents"):
         encode_shards(encoder, DOCUMENTS[:1], tmp_path / "three", precision="int8")
+    assert encode_shards(encoder, DOCUMENTS[:1], tmp_path / "three")["count"] == 1  # as the error advises
 
 
 def test_without_a_terminal_lines_say_how_long_is_left(

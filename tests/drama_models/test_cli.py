@@ -14,6 +14,7 @@ import pytest
 from drama_models import Collection, Encoder, Index, evaluate
 from drama_models.bulk import read_shards
 from drama_models.cli import main
+from drama_models.errors import OutputError
 from drama_models.evaluation import read_run
 from drama_models.folders import sha256_of_folder
 from drama_models.index.kinds import HNSW
@@ -118,6 +119,28 @@ def test_an_index_of_another_kind_from_vectors_and_from_an_index(
     assert found[bits][0]["score"] == pytest.approx(found[graph][0]["score"], abs=0.01)
 
 
+def test_an_index_behind_links_finds_its_model_and_texts(
+    my_index: Path, release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk, data, link = tmp_path / "a" / "deep" / "disk", tmp_path / "data", tmp_path / "link.index"
+    (disk / "link.index").mkdir(parents=True)
+    data.symlink_to(disk)
+    link.symlink_to(disk / "link.index")
+    collection, model = (tmp_path / name for name in ("collection", "model"))
+    collection.symlink_to(collection_folder)
+    model.symlink_to(release_folder)
+    assert main(["index", str(collection), str(data / "my.index"), "--model", str(model)]) == 0
+    assert main(["index", str(collection), str(link), "--model", str(model)]) == 0
+    assert main(["index", str(link), str(data / "graph.index"), "--kind", "hnsw"]) == 0
+    found = []
+    for index in (my_index, data / "my.index", link, data / "graph.index"):
+        capsys.readouterr()
+        assert main(["search", str(index), "digest of a file", "-k", "3", "--json"]) == 0
+        found.append([(hit["id"], hit["text"]) for hit in json.loads(capsys.readouterr().out)])
+    assert found[1:] == [found[0]] * 3
+    assert link.is_symlink()
+
+
 def test_bm25_is_kept_with_the_index(
     release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,7 +228,7 @@ def test_places_that_cannot_be_written_are_named(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter").write_text("dear", encoding="utf-8")
     words = ["index", str(collection_folder), "", "--model", str(release_folder)]
-    for place, message in (("file/index", "file"), ("file", "is a file where a folder"), ("mine", "not made here")):
+    for place, message in (("file/index", "file"), ("file", "is a file where a folder"), ("mine", "something else")):
         words[2] = str(tmp_path / place)
         assert main(words) == 2
         assert message in capsys.readouterr().err
@@ -214,6 +237,24 @@ def test_places_that_cannot_be_written_are_named(
     assert f"{tmp_path / 'file'} cannot be used" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"file", "mine"}
     assert (tmp_path / "mine" / "letter").read_text(encoding="utf-8") == "dear"
+
+
+def test_vectors_indexes_and_collections_do_not_take_each_others_place(
+    my_index: Path, release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, collection = (shutil.copytree(path, tmp_path / path.name) for path in (my_index, collection_folder))
+    model, vectors = str(release_folder), tmp_path / "vectors"
+    assert main(["encode", model, str(collection), str(vectors)]) == 0
+    before = {path: sha256_of_folder(path) for path in (index, collection, vectors)}
+    for words in (["encode", model, str(collection), str(index)], ["encode", model, str(collection), str(collection)],
+                  ["index", str(vectors), str(vectors)], ["index", str(index), str(vectors)],
+                  ["index", str(collection), str(collection), "--model", model]):  # fmt: skip
+        assert main(words) == 2
+        assert "holds something else" in capsys.readouterr().err
+    with pytest.raises(OutputError, match="holds something else"):
+        Index.load(index).save(vectors)
+    assert {path: sha256_of_folder(path) for path in before} == before
+    assert set(tmp_path.iterdir()) == set(before)
 
 
 @pytest.mark.parametrize("words", [["-k", "0"], ["-k", "-3"], ["-k", "x"], ["--max-length", "0"]])

@@ -46,6 +46,26 @@ def test_gzip_files_read_the_same(folder: Path) -> None:
     assert Collection(folder).splits() == ["dev", "test"]
 
 
+def damaged(packed: bytes) -> list[bytes]:
+    """None at all, cut, a bit flipped in its checksum, a block of a kind that there is not."""
+    return [b"plain", packed[:-9], packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:], packed[:10] + b"\x07" * 20]
+
+
+@pytest.mark.parametrize("fault", range(4))
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
+def test_a_damaged_gzip_file_is_named(folder: Path, name: str, fault: int) -> None:
+    packed = damaged(gzip.compress((folder / name).read_bytes()))[fault]
+    (folder / name).unlink()
+    (folder / f"{name}.gz").write_bytes(packed)
+    collection, message = Collection(folder), rf"{name}\.gz is not a whole gzip file .*; fetch or pack it again"
+    with pytest.raises(CollectionError, match=message):
+        collection.qrels("test")
+    if name == "corpus.jsonl":
+        for read in (collection.count, lambda: list(collection.documents()), lambda: list(collection.records())):
+            with pytest.raises(CollectionError, match=message):
+                read()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -53,6 +73,8 @@ def test_gzip_files_read_the_same(folder: Path) -> None:
         ('{"text": "no id"}', r"corpus\.jsonl, line 3: expected an object with a string `_id`"),
         ('{"_id": 3, "text": "number"}', r"line 3: expected an object with a string `_id`"),
         ('["a list"]', r"line 3: expected an object"),
+        (f'{{"_id": "3", "text": "", "views": {"9" * 5_000}}}', r"corpus\.jsonl, line 3: not valid JSON"),
+        (f'{{"_id": "3", "text": "", "tree": {"[" * 200_000 + "]" * 200_000}}}', r"line 3: not valid JSON"),
         ('{"_id": "3"}', r"line 3: `title` and `text` must be strings"),
         ('{"_id": "1", "text": "again"}', r"line 3: id '1' was used in line 1"),
     ],

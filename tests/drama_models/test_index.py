@@ -59,6 +59,9 @@ def test_add_refuses_what_would_spoil_the_index(index: Index) -> None:
     broken[1, 3] = np.nan
     with pytest.raises(ValueError, match="document 'y' is not finite"):
         index.add(["x", "y"], broken)
+    for size in (1e39, -1e300):  # finite, but beyond float32
+        with pytest.raises(ValueError, match="document 'y' is not finite"):
+            index.add(["x", "y"], np.outer([1, size], np.ones(16)))  # type: ignore[arg-type]
     assert len(index) == 200
 
 
@@ -97,6 +100,14 @@ def test_other_folders_and_formats_are_refused(index: Index, tmp_path: Path) -> 
     path.write_text(json.dumps(manifest | {"sha256": {"../../secret": "0"}}), encoding="utf-8")
     with pytest.raises(IndexFolderError):
         Index.load(tmp_path / "my.index")
+
+
+def test_sizes_that_numpy_counted_are_sizes(tmp_path: Path) -> None:
+    vectors = unit_vectors(3, 8)
+    index = Index(np.int64(vectors.shape[1]))  # type: ignore[arg-type]
+    index.add(list("abc"), vectors)
+    index.save(tmp_path / "my.index")
+    assert Index.load(tmp_path / "my.index").dim == 8
 
 
 def test_a_failure_while_writing_leaves_the_old_index(
@@ -140,7 +151,7 @@ def test_ids_that_no_file_can_hold_and_sizes_that_are_none_are_refused(index: In
     for key in (1, None, b"x", "\ud800"):
         with pytest.raises(ValueError, match="must be text, without half of a character"):
             index.add([key], unit_vectors(1, 16))  # type: ignore[list-item]
-    for dim in (0, -1, 1.5, "x"):
+    for dim in (0, -1, 1.5, "x", True, np.bool_(True)):
         with pytest.raises(DimensionError, match="whole number above 0"):
             Index(dim)  # type: ignore[arg-type]
     for k in (0, -1, 1.5):
@@ -158,6 +169,8 @@ def test_ids_that_no_file_can_hold_and_sizes_that_are_none_are_refused(index: In
     [
         ("model", 3), ("model", {"name": "x"}), ("collection", 3), ("dim", "16"), ("dim", 17), ("rows", 3),
         ("kind", []), ("settings", {"links": 3}), ("settings", 3), ("format", True), ("format", "2"), ("sha256", []),
+        ("sha256", ["ids.json"]), ("sha256", "ids.json"), ("model", {"name": "x", "fingerprint": 3}),
+        ("model", {"name": "x", "fingerprint": "abc", "author": "y"}),
     ],
 )  # fmt: skip
 def test_any_other_value_in_a_manifest_is_one_sentence(

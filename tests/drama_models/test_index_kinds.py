@@ -102,6 +102,17 @@ def test_adding_removing_saving_and_opening_agree(built: dict[str, Index], name:
     assert len(again) == COUNT
 
 
+def test_a_graph_finds_more_than_its_search_is_wide(built: dict[str, Index]) -> None:
+    many = 8 * HNSW().search_width
+    expected = np.argsort(-(QUERIES @ VECTORS.T), axis=1)[:, :many]
+    hits = built["hnsw"].search(QUERIES, many)
+    assert [len(found) for found in hits] == [many] * len(QUERIES)
+    shared = [
+        {key for key, _ in found} & {IDS[row] for row in rows} for found, rows in zip(hits, expected, strict=True)
+    ]
+    assert sum(map(len, shared)) > 0.95 * expected.size
+
+
 @pytest.mark.parametrize("name", ["int8", "binary", "hnsw", "ivf_pq"])
 def test_faiss_never_reads_a_damaged_file(
     built: dict[str, Index], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -129,6 +129,33 @@ def test_commands_put_a_separator_between_title_and_text_for_dragon(
     assert (untitled.joined(" [SEP] "), untitled.content) == ("text alone", "text alone")
 
 
+def test_an_index_remembers_a_document_encoder_that_the_name_does_not_lead_to(
+    dragon: tuple[Path, Path], collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    asks, answers = (shutil.copytree(folder, work / name) for folder, name in zip(dragon, ("a", "b"), strict=True))
+    one, vectors, two, three = (str(work / name) for name in ("one", "vectors", "deep/two", "three"))
+    words = [str(collection_folder), one, "--model", str(asks), "--document-model", str(answers)]
+    assert main(["index", *words]) == 0
+    assert main(["encode", str(asks), str(collection_folder), vectors, "--document-model", str(answers)]) == 0
+    assert main(["index", vectors, two]) == 0
+    assert main(["index", two, three, "--kind", "hnsw"]) == 0
+    work.rename(tmp_path / "moved")
+    contents = [document.joined(" [SEP] ") for document in Collection(collection_folder).documents()]
+    scores = first_states(dragon[0], QUERIES[:1]) @ first_states(dragon[1], contents).T
+    for index in (one, two, three):
+        capsys.readouterr()
+        moved = index.replace(str(work), str(tmp_path / "moved"))
+        assert main(["search", moved, QUERIES[0], "-k", "3", "--json"]) == 0
+        hits = json.loads(capsys.readouterr().out)
+        assert [hit["score"] for hit in hits] == pytest.approx(sorted(scores[0], reverse=True)[:3], rel=1e-4)
+    assert main(["search", moved, "x", "--model", str(dragon[0])]) == 0  # which finds the other by its name
+    assert main(["search", moved, "x", "--document-model", str(dragon[0])]) == 2
+    assert "../a with ../b; this encoder is" in capsys.readouterr().err
+    identity = ModelIdentity.of(Encoder.from_pretrained(tmp_path / "moved" / "a", document_model=dragon[1]))
+    assert (identity.name, identity.document_name) == (str(tmp_path / "moved" / "a"), str(dragon[1]))
+
+
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
 @pytest.mark.parametrize("token", ["</s>", {"content": "</s>", "lstrip": False}])
 def test_a_pair_of_robertas_has_a_separator_of_its_own(
