@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from drama_models.collection import Collection
+from drama_models.collection import Collection, titled
 from drama_models.encoder import Encoder
 from drama_models.errors import CollectionError, MissingExtraError
 from drama_models.model_folder import ONNX_GRAPH, tensor_shapes, weight_files
@@ -239,13 +239,10 @@ def _instruction(encoder: Encoder, task_metadata: Any) -> str | None:
 
 
 def _document_texts(batch: Mapping[str, Any], separator: str) -> list[str]:
-    """Texts as mteb joins them, or title and body around another separator."""
-    if separator == " " or "title" not in batch:
+    """Title and body around the separator, where there are titles; for a space, what mteb makes of them itself."""
+    if "title" not in batch:
         return list(batch["text"])
-    return [
-        f"{title}{separator}{body}" if title else body
-        for title, body in zip(batch["title"], batch["body"], strict=True)
-    ]
+    return [titled(title, body, separator) for title, body in zip(batch["title"], batch["body"], strict=True)]
 
 
 def _scores(result: Any) -> dict[str, float]:

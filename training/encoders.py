@@ -57,8 +57,8 @@ class EncoderRecipe:
     """Text put before every query."""
     document_prompt: str = ""
     """Text put before every document."""
-    title_separator: str = ""
-    """Between title and text of a document, single spaces around it, such as [SEP]; a space alone by default."""
+    title_separator: str = " "
+    """Between title and text of a document, as it is; " [SEP] " for DRAGON."""
     prompts: dict[str, str] = field(default_factory=dict)
     """Prompts of further tasks by name, which the saved model offers too; training does not use them."""
     two_encoders: bool = False

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from drama_models.collection import titled
 from drama_models.pooling import pool
 from tests.replays.compare import Tolerance, equal
 from training.data.batches import lay_out
-from training.data.documents import titled
 from training.data.supervision import RankWindows, Supervision, label_pools, positive_distribution
 
 Case = dict[str, Any]
@@ -81,7 +81,7 @@ def batch_layout(case: Case, data: Case, tolerance: Tolerance) -> None:
 
     def text(document: Case) -> str:
         record = document if corpus is None else corpus[document["docidx"]]
-        return titled(record.get("title", "") if given["use_title"] else "", record["text"], separator)
+        return titled(record.get("title", "") if given["use_title"] else "", record["text"], f" {separator} ")
 
     negatives = given["negatives_per_query"]
     groups = [
