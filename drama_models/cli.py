@@ -130,10 +130,8 @@ def evaluate(options: argparse.Namespace) -> Answer:
         )
     encoder = _encoder(options)
     documents = list(collection.documents())
-    built = Index(encoder.dim)
-    contents = [document.joined(encoder.document_encoder.profile.title_separator) for document in documents]
-    built.add([document.id for document in documents], encoder.encode_documents(contents, show_progress=True))
-    retriever = Retriever(encoder, built, bm25=_bm25(documents, options.bm25) if options.bm25 else None)
+    bm25 = _bm25(documents, options.bm25) if options.bm25 else None
+    retriever = Retriever.of_documents(encoder, documents, bm25=bm25, show_progress=True)
     # one hit more, so that k are left where a query's own id is dropped
     asked = {key: queries[key] for key in qrels}
     run = retriever.run(asked, options.k + options.drop_identical_ids, task=options.task)
@@ -372,8 +370,7 @@ def _encode_collection(
     workers: int = 2,
 ) -> dict[str, Any]:
     collection = Collection(folder)
-    separator = encoder.document_encoder.profile.title_separator
-    documents = ((document.id, document.joined(separator)) for document in collection.documents())
+    documents = ((document.id, encoder.content_of(document)) for document in collection.documents())
     return encode_shards(
         encoder,
         documents,
