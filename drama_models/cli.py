@@ -186,7 +186,7 @@ def serve(options: argparse.Namespace) -> Answer:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `drama`: exit code 2 and one sentence for a user's mistake, 130 when interrupted."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]  # of all its arguments one is shown
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     command: Callable[[argparse.Namespace], Answer] = options.command
     try:
@@ -207,7 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """All commands of `drama` with their options; `parse_args` gives the function as `command`."""
     parser = argparse.ArgumentParser(
         prog="drama", description="Encode, index, search and evaluate with small retrievers."
     )
