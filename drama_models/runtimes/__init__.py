@@ -1,4 +1,4 @@
-"""What computes hidden states: torch or ONNX Runtime, behind one small interface."""
+"""What computes hidden states: torch, ONNX Runtime or OpenVINO, behind one small interface."""
 
 from __future__ import annotations
 
