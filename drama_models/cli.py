@@ -17,9 +17,9 @@ from drama_models.bm25 import BM25
 from drama_models.bm25 import FOLDER as BM25_FOLDER
 from drama_models.bulk import encode_shards, read_manifest, read_shards
 from drama_models.collection import Collection
-from drama_models.console import disk_trouble, say
+from drama_models.console import run
 from drama_models.encoder import Encoder
-from drama_models.errors import CollectionError, DramaError, IndexFolderError, IndexKindError
+from drama_models.errors import CollectionError, IndexFolderError, IndexKindError
 from drama_models.evaluation import evaluate as evaluate_run
 from drama_models.evaluation import write_run
 from drama_models.folders import check_replaceable
@@ -188,23 +188,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning  # type: ignore[assignment]  # of all its arguments one is shown
     options = command_line().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
-    command: Callable[[argparse.Namespace], Answer] = options.command
-    try:
-        answer = command(options)
-    except DramaError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except (OSError, RuntimeError) as error:
-        sentence = disk_trouble(error)
-        if sentence is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr)  # noqa: T201
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)  # noqa: T201
-        return 130
-    say(json.dumps(answer.value, ensure_ascii=False) if options.json else answer.text)
-    return 0
+
+    def command() -> str:
+        answer: Answer = options.command(options)
+        return json.dumps(answer.value, ensure_ascii=False) if options.json else answer.text
+
+    return run(command, goes_on="where it stopped")
 
 
 def command_line() -> argparse.ArgumentParser:
