@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, chain, islice
 from pathlib import Path
@@ -289,7 +290,8 @@ def rerank(recipe: RerankRecipe) -> RerankFigures:
             "cross_encoder": cross_encoder_identity(str(recipe.cross_encoder)),
             "max_length": recipe.max_length,
         }
-        count = write_in_parts(recipe.out, lists, score, job, name=name, part_queries=PART_QUERIES)
+        with closing(model):
+            count = write_in_parts(recipe.out, lists, score, job, name=name, part_queries=PART_QUERIES)
         figures = RerankFigures(queries=count)
     passages.remove()
     write_record(recipe.out, "training.rerank", recipe, asdict(figures))
