@@ -71,7 +71,7 @@ def run_row(recipe: TrainRecipe, material: Material) -> dict[str, Any]:
         encoder = Encoder.from_pretrained(out)
         queries, qrels = material.test()
         corpus = list(Collection(material.collection).documents())
-        documents = torch.from_numpy(encoder.encode_documents([document.content for document in corpus]))
+        documents = torch.from_numpy(encoder.encode_documents([encoder.content_of(document) for document in corpus]))
         asked = torch.from_numpy(encoder.encode_queries(list(queries.values())))
     ids = [document.id for document in corpus]
     found = {}

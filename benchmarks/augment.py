@@ -72,10 +72,11 @@ def sample_sentences() -> list[str]:
 
 def write_documents(folder: Path, passages: int) -> int:
     """Text files whose passages are about as many as asked for; returns the bytes."""
-    from training.augment.chunk import load_tokenizer, token_counts
+    from drama_models.tokenisation import load_tokenizer
+    from training.augment.chunk import token_counts
 
     sentences = sample_sentences()
-    mean = np.mean(token_counts(sentences, load_tokenizer(SOURCE)))
+    mean = np.mean(token_counts(sentences, load_tokenizer(SOURCE, set_ends=False)))
     documents = int(passages * 245 / mean / SENTENCES_PER_DOCUMENT)
     draw = np.random.default_rng(0)
     texts: list[str] = []

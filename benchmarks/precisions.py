@@ -23,7 +23,7 @@ from drama_models.errors import DeviceError
 from drama_models.evaluation import evaluate
 from drama_models.hardware import train_in_bf16
 from drama_models.model_folder import fingerprint
-from training.augment.mine import search_vectors
+from drama_models.retriever import Retriever
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,11 +68,8 @@ def measure(model: Path, folder: Path, split: str) -> dict[str, dict[str, float]
 
 def search(encoder: Encoder, collection: Collection, queries: dict[str, str]) -> tuple[Run, NDArray[np.float32]]:
     """The best documents of each query, and all documents' vectors."""
-    documents = list(collection.documents())
-    vectors = encoder.encode_documents([row.joined(encoder.profile.title_separator or " ") for row in documents])
-    shard = ([row.id for row in documents], vectors)
-    found = search_vectors(encoder.encode_queries(list(queries.values())), [shard], DEPTH)
-    return {key: dict(hits) for key, hits in zip(queries, found, strict=True)}, vectors
+    retriever = Retriever.of_documents(encoder, collection.documents())
+    return retriever.run(queries, DEPTH), retriever.index.vectors()
 
 
 def table(record: dict[str, Any]) -> list[str]:

@@ -32,7 +32,7 @@ from drama_models.collection import Collection
 from drama_models.encoder import Encoder
 from drama_models.evaluation import evaluate
 from drama_models.progress import hide_loading_bars
-from training.augment.mine import search_vectors
+from drama_models.retriever import Retriever
 from training.specialise.settings import SpecialiseRecipe
 from training.specialise.specialise import specialise
 
@@ -86,11 +86,7 @@ def summary(findings: Findings) -> dict[str, Any]:
 def dense_run(folder: Path, collection: Collection, queries: dict[str, str]) -> Run:
     """The best documents of each query by an encoder, exactly."""
     encoder = Encoder.from_pretrained(folder)
-    documents = list(collection.documents())
-    contents = [document.joined(encoder.profile.title_separator or " ") for document in documents]
-    shard = ([document.id for document in documents], encoder.encode_documents(contents))
-    found = search_vectors(encoder.encode_queries(list(queries.values())), [shard], DEPTH)
-    return {key: dict(hits) for key, hits in zip(queries, found, strict=True)}
+    return Retriever.of_documents(encoder, collection.documents()).run(queries, DEPTH)
 
 
 def bm25_run(collection: Collection, queries: dict[str, str]) -> Run:

@@ -17,6 +17,7 @@ from drama_models.evaluation import Run, evaluate_per_query
 from drama_models.index import Index
 from drama_models.pooling import finish
 from drama_models.provenance import read_provenance
+from drama_models.retriever import Retriever
 from export.to_onnx import write_onnx
 
 if TYPE_CHECKING:
@@ -43,20 +44,16 @@ def measure(out: Path) -> tuple[dict[str, Any], dict[str, Run]]:
     bm25 = BM25((document.id, document.content) for document in documents)
     hits = bm25.search(list(wanted.values()), HITS)
     runs: dict[str, Run] = {"bm25": {key: dict(found) for key, found in zip(wanted, hits, strict=True)}}
-    contents = [document.content for document in documents]
-    ids = [document.id for document in documents]
     release = Encoder.from_pretrained(out / "release", runtime="onnx")
     for name, folder in (("untrained", "untrained/model"), ("random_start", "random_retriever")):
         with TemporaryDirectory() as work:  # with a graph, so that every model runs on the release's runtime
             shutil.copytree(out / folder, work, dirs_exist_ok=True)
             write_onnx(Path(work))
             encoder = Encoder.from_pretrained(work, runtime="onnx", max_length=release.profile.max_length)
-            vectors = encoder.encode_documents(contents, show_progress=True)
-            runs[name] = _run(ids, vectors, wanted, encoder.encode_queries(list(wanted.values())))
+            runs[name] = Retriever.of_documents(encoder, documents, show_progress=True).run(wanted, HITS)
     rows = Index.load(out / "index")
-    vectors = rows.vectors()
-    asked = release.encode_queries(list(wanted.values()))
-    runs["pruned_start"] = _run(rows.ids, vectors, wanted, asked)
+    runs["pruned_start"] = Retriever(release, rows).run(wanted, HITS)
+    vectors, asked = rows.vectors(), release.encode_queries(list(wanted.values()))
     by_dim = {
         str(dim): _run(rows.ids, finish(vectors, dim, normalise=True), wanted, finish(asked, dim, normalise=True))
         for dim in release.profile.dims

@@ -18,9 +18,9 @@ from drama_models.bm25 import BM25
 from drama_models.bm25 import FOLDER as BM25_FOLDER
 from drama_models.bulk import encode_shards, read_manifest, read_shards
 from drama_models.collection import Collection
-from drama_models.console import disk_trouble, say
+from drama_models.console import run
 from drama_models.encoder import Encoder
-from drama_models.errors import CollectionError, DramaError, IndexFolderError, IndexKindError
+from drama_models.errors import CollectionError, IndexFolderError, IndexKindError
 from drama_models.evaluation import evaluate as evaluate_run
 from drama_models.evaluation import write_run
 from drama_models.folders import check_replaceable
@@ -132,10 +132,8 @@ def evaluate(options: argparse.Namespace) -> Answer:
         )
     encoder = _encoder(options)
     documents = list(collection.documents())
-    built = Index(encoder.dim)
-    contents = [document.joined(encoder.document_encoder.profile.title_separator) for document in documents]
-    built.add([document.id for document in documents], encoder.encode_documents(contents, show_progress=True))
-    retriever = Retriever(encoder, built, bm25=_bm25(documents, options.bm25) if options.bm25 else None)
+    bm25 = _bm25(documents, options.bm25) if options.bm25 else None
+    retriever = Retriever.of_documents(encoder, documents, bm25=bm25, show_progress=True)
     # one hit more, so that k are left where a query's own id is dropped
     asked = {key: queries[key] for key in qrels}
     run = retriever.run(asked, options.k + options.drop_identical_ids, task=options.task)
@@ -190,28 +188,18 @@ def serve(options: argparse.Namespace) -> Answer:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `drama`: exit code 2 and one sentence for a user's mistake, 130 when interrupted."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]  # of all its arguments one is shown
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
-    command: Callable[[argparse.Namespace], Answer] = options.command
-    try:
-        answer = command(options)
-    except DramaError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except (OSError, RuntimeError) as error:
-        sentence = disk_trouble(error)
-        if sentence is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr)  # noqa: T201
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)  # noqa: T201
-        return 130
-    say(json.dumps(answer.value, ensure_ascii=False) if options.json else answer.text)
-    return 0
+
+    def command() -> str:
+        answer: Answer = options.command(options)
+        return json.dumps(answer.value, ensure_ascii=False) if options.json else answer.text
+
+    return run(command, goes_on="where it stopped")
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """All commands of `drama` with their options; `parse_args` gives the function as `command`."""
     parser = argparse.ArgumentParser(
         prog="drama", description="Encode, index, search and evaluate with small retrievers."
     )
@@ -373,8 +361,7 @@ def _encode_collection(
     workers: int = 2,
 ) -> dict[str, Any]:
     encoder, collection = _encoder(options), Collection(folder)
-    separator = encoder.document_encoder.profile.title_separator
-    documents = ((document.id, document.joined(separator)) for document in collection.documents())
+    documents = ((document.id, encoder.content_of(document)) for document in collection.documents())
     return encode_shards(
         encoder,
         documents,

@@ -34,12 +34,17 @@ class Document:
 
     @property
     def content(self) -> str:
-        """Title and text joined by a space: what most models encode and what BM25 reads."""
+        """Title and text joined by a space: what BM25 reads. What a model encodes, `Encoder.content_of` says."""
         return self.joined(" ")
 
     def joined(self, separator: str) -> str:
         """Title and text with what a model was trained to read between them; see `Profile.title_separator`."""
-        return f"{self.title}{separator if self.title else ' '}{self.text}".strip()
+        return titled(self.title, self.text, separator)
+
+
+def titled(title: str, text: str, separator: str) -> str:
+    """Title, separator and text, or the text alone where there is no title."""
+    return f"{title}{separator}{text}".strip() if title else text.strip()
 
 
 class Collection:

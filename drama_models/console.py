@@ -1,17 +1,50 @@
-"""What a command line says at its end: its result, or one sentence about what the disk would not do."""
+"""What a command line says at its end: its result, or one sentence about a mistake or what the disk would not do."""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
+from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
+from drama_models.errors import DramaError
 from drama_models.folders import disk_is_full
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
     errno.ELOOP, errno.EIO,
 )  # fmt: skip
+
+
+def run(command: Callable[[], str | None], *, goes_on: str) -> int:
+    """Run a command and print what it returns, if anything.
+
+    Args:
+        command: of no arguments.
+        goes_on: where the same command goes on after Ctrl-C, such as "where it stopped".
+
+    Returns:
+        Exit code: 2 with one sentence for a user's mistake or the disk's trouble, 130 when interrupted.
+    """
+    try:
+        said = command()
+        if said is not None:
+            say(said)
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on {goes_on}", file=sys.stderr)  # noqa: T201
+        return 130
+    except (DramaError, OSError, RuntimeError, SafetensorError) as error:
+        sentence = str(error) if isinstance(error, DramaError) else disk_trouble(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
 
 
 def say(text: str) -> None:

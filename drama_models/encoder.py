@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
+    from drama_models.collection import Document
     from drama_models.layout import EncoderLayout
     from drama_models.prompts import InContextExample
     from drama_models.runtimes import Runtime
@@ -209,6 +210,10 @@ class Encoder:
         """
         encoder, size = self.document_encoder, self._size(dim)
         return encoder._stream(documents, encoder._document_tokenisation(), size)
+
+    def content_of(self, document: Document) -> str:
+        """What is encoded of a document of a collection: title and text as the model was trained to read them."""
+        return document.joined(self.document_encoder.profile.title_separator)
 
     @property
     def max_length(self) -> int:

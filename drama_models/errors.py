@@ -35,10 +35,17 @@ class DramaError(Exception):
 
 
 class MissingExtraError(DramaError, ImportError):
-    """An optional package is needed here and not installed."""
+    """An optional package is needed here and not installed.
 
-    def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs packages that are not installed: pip install 'drama-models[{extra}]'.")
+    Args:
+        feature: what needs it.
+        extra: of this package, which brings it.
+        package: that pip installs, where no extra brings it.
+    """
+
+    def __init__(self, feature: str, extra: str = "", *, package: str = "") -> None:
+        wanted = package or f"drama-models[{extra}]"
+        super().__init__(f"{feature} needs packages that are not installed: pip install '{wanted}'.")
 
 
 class ModelFolderError(DramaError, ValueError):

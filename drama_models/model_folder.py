@@ -21,6 +21,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ONNX_GRAPH = "onnx/model.onnx"
+CARD = "README.md"
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, as in its specification
 
 
@@ -51,6 +52,19 @@ def find_model_folder(name_or_path: str | Path, revision: str | None = None) -> 
             "pass the path of a model folder, or check name and connection."
         ) from None
     return Path(found)
+
+
+def stated_license(folder: Path) -> str | None:
+    """Licence that a folder's own card states in its metadata; None where there is no card, or it does not say."""
+    from huggingface_hub import ModelCard
+
+    if not (folder / CARD).is_file():
+        return None
+    try:
+        stated = ModelCard.load(folder / CARD).data.get("license")
+    except ValueError:  # metadata that the hub would refuse as well
+        return None
+    return stated if isinstance(stated, str) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

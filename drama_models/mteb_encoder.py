@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from drama_models.collection import Collection
+from drama_models.collection import Collection, titled
 from drama_models.encoder import Encoder
 from drama_models.errors import CollectionError, MissingExtraError
-from drama_models.model_folder import ONNX_GRAPH, tensor_shapes, weight_files
+from drama_models.model_folder import ONNX_GRAPH, stated_license, tensor_shapes, weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 OURS = "drama-models"  # owner of the name of a model that is not on the hub; mteb wants owner/name
 SCORES = {"ndcg@10": "ndcg_at_10", "recall@100": "recall_at_100", "mrr@10": "mrr_at_10", "map": "map_at_1000"}
-CARD = "README.md"
 
 
 class MtebEncoder:
@@ -121,7 +120,7 @@ def model_meta(encoder: Encoder, name: str) -> ModelMeta:
     embedding = [
         shape for name, shape in shapes.items() if name.endswith(("embed_tokens.weight", "word_embeddings.weight"))
     ]
-    licence, local = _stated_license(encoder.folder), Path(name).exists()
+    licence, local = stated_license(encoder.folder), Path(name).exists()
     loading: dict[str, Any] = {"dim": encoder.dim}
     if local:
         loading["folder"] = str(Path(name).resolve())
@@ -239,13 +238,10 @@ def _instruction(encoder: Encoder, task_metadata: Any) -> str | None:
 
 
 def _document_texts(batch: Mapping[str, Any], separator: str) -> list[str]:
-    """Texts as mteb joins them, or title and body around another separator."""
-    if separator == " " or "title" not in batch:
+    """Title and body around the separator, where there are titles; for a space, what mteb makes of them itself."""
+    if "title" not in batch:
         return list(batch["text"])
-    return [
-        f"{title}{separator}{body}" if title else body
-        for title, body in zip(batch["title"], batch["body"], strict=True)
-    ]
+    return [titled(title, body, separator) for title, body in zip(batch["title"], batch["body"], strict=True)]
 
 
 def _scores(result: Any) -> dict[str, float]:
@@ -261,16 +257,3 @@ def _scores(result: Any) -> dict[str, float]:
 def _commit(folder: Path) -> str | None:
     """Commit of a folder in the hub's cache, which names it so; None of another one."""
     return folder.name if folder.parent.name == "snapshots" else None
-
-
-def _stated_license(folder: Path) -> str | None:
-    """Of the card's metadata."""
-    from huggingface_hub import ModelCard
-
-    if not (folder / CARD).is_file():
-        return None
-    try:
-        stated = ModelCard.load(folder / CARD).data.get("license")
-    except ValueError:  # metadata that the hub would refuse as well
-        return None
-    return stated if isinstance(stated, str) else None

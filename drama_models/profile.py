@@ -34,10 +34,10 @@ LEARNED_POSITIONS = (
     "albert", "bert", "camembert", "distilbert", "electra", "gpt2", "mpnet", "roberta", "xlm-roberta"
 )  # fmt: skip
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # their positions start behind the padding's number
+POOLING_MODES: dict[Pooling, str] = {"mean": "mean", "last": "lasttoken", "cls": "cls"}
+"""What sentence-transformers calls each pooling."""
 POOLINGS: dict[str, Pooling] = {
-    "mean": "mean",
-    "lasttoken": "last",
-    "cls": "cls",
+    **{mode: pooling for pooling, mode in POOLING_MODES.items()},
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
     "pooling_mode_cls_token": "cls",

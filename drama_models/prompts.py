@@ -58,7 +58,6 @@ class InstructFormat:
 
 IN_CONTEXT = InstructFormat()  # bge-en-icl
 INSTRUCTED = InstructFormat(response=None)  # bge-multilingual-gemma2
-IN_CONTEXT_AS_TEXT = InstructFormat(instruction="Instruct: ", query="\nQuery: ", response="\nResponse: ")
 
 
 @dataclass(frozen=True, kw_only=True)

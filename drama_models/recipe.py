@@ -13,17 +13,15 @@ import math
 import os
 import re
 import signal
-import sys
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from safetensors import SafetensorError
 
-from drama_models.console import disk_trouble, say
-from drama_models.errors import DramaError, RecipeError
+from drama_models.console import run
+from drama_models.errors import RecipeError
 from drama_models.progress import hide_loading_bars
 
 if TYPE_CHECKING:
@@ -86,26 +84,15 @@ def run_command(
         lines = [f"  {name:18} {purpose}" for name, (_, purpose) in commands.items()]
         print(f"python -m {room} COMMAND [RECIPE.yaml] [--field value ...]\n", *lines, sep="\n")  # noqa: T201
         return 0 if list(arguments[:1]) in (["-h"], ["--help"]) else 2
-    try:
+
+    def command() -> str | None:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as a room's __main__ leaves it
             signal.signal(signal.SIGINT, signal.default_int_handler)
         hide_loading_bars()
         made = commands[arguments[0]][0](list(arguments[1:]))
-        if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun one speaks
-            say(made)
-    except DramaError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except (OSError, RuntimeError, SafetensorError) as error:
-        sentence = disk_trouble(error)
-        if sentence is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr)  # noqa: T201
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on at its last checkpoint", file=sys.stderr)  # noqa: T201
-        return 130
-    return 0
+        return made if os.environ.get("RANK", "0") == "0" else None  # of several processes under torchrun one speaks
+
+    return run(command, goes_on="at its last checkpoint")
 
 
 def load_recipe(recipe_class: type[Recipe], path: str | Path, **overrides: object) -> Recipe:

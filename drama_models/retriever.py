@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 from drama_models.errors import IndexFolderError
 from drama_models.fusion import CONSTANT, ranks, reciprocal_rank_fusion
+from drama_models.index import Index
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from drama_models.bm25 import BM25
+    from drama_models.collection import Document
     from drama_models.encoder import Encoder
     from drama_models.evaluation import Run
-    from drama_models.index import Index
 
 FUSED_HITS = 100  # of each ranking, at least: what neither of them has among these is not found
 
@@ -42,6 +43,27 @@ class Retriever:
                 "build both over the same collection."
             )
         self.encoder, self.index, self.bm25, self.fusion_constant = encoder, index, bm25, fusion_constant
+
+    @classmethod
+    def of_documents(
+        cls, encoder: Encoder, documents: Iterable[Document], *, bm25: BM25 | None = None, show_progress: bool = False
+    ) -> Retriever:
+        """A retriever that encodes the documents of a collection now, holds them in memory and searches exactly.
+
+        Args:
+            encoder: for queries and documents; its `dim` is the size of the vectors.
+            documents: such as `Collection.documents`.
+            bm25: as of the class.
+            show_progress: a progress bar on the terminal.
+
+        Raises:
+            IndexFolderError: `bm25` has a document that is not among these.
+        """
+        given = list(documents)
+        contents = [encoder.content_of(document) for document in given]
+        index = Index(encoder.dim)
+        index.add([document.id for document in given], encoder.encode_documents(contents, show_progress=show_progress))
+        return cls(encoder, index, bm25=bm25)
 
     def search(self, query: str, k: int = 10, *, task: str | None = None) -> list[tuple[str, float]]:
         """Best documents for one query, best first: (document id, score).

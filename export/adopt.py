@@ -12,12 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard
-
 from drama_models.errors import ModelFolderError, RecipeError
-from drama_models.model_folder import find_model_folder, read_json
+from drama_models.model_folder import find_model_folder, read_json, stated_license
 from drama_models.profile import is_drama
-from export.card import CARD_FILE
 from export.golden_scores import golden_difference
 from export.release import FolderRecipe, Origin, write_release
 
@@ -59,7 +56,7 @@ def adopt(recipe: AdoptRecipe) -> list[Parity]:
             f"{recipe.model} is no published drama folder, its class is {config.get('architectures')}; "
             "a retriever trained here becomes a release by `python -m export release`."
         )
-    stated = _stated_license(folder)
+    stated = stated_license(folder)
     if stated not in (None, recipe.license):
         raise RecipeError(
             f"license={recipe.license!r}, but the card of {recipe.model} says {stated!r}, which its copies carry on; "
@@ -77,14 +74,3 @@ def origin_of(recipe: AdoptRecipe) -> Origin:
 
 def _golden_figures(folder: Path) -> dict[str, Any]:
     return {"largest_difference_from_published_scores": golden_difference(folder)}
-
-
-def _stated_license(folder: Path) -> str | None:
-    """What the folder's own card says; a card is not fetched from the hub, so that only local folders have one."""
-    if not (folder / CARD_FILE).is_file():
-        return None
-    try:
-        stated = ModelCard.load(folder / CARD_FILE).data.get("license")
-    except ValueError:  # metadata that the hub would refuse as well
-        return None
-    return stated if isinstance(stated, str) else None

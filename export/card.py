@@ -56,13 +56,7 @@ def write_card(
         base_model=base_model if "/" in base_model else None,  # the hub accepts no other name
         library_name="sentence-transformers",
         pipeline_tag="feature-extraction",
-        tags=[
-            "drama-models",
-            "sentence-transformers",
-            "sentence-similarity",
-            *["matryoshka"] * bool(profile.dims),
-            "onnx",
-        ],
+        tags=[*TAGS, *["matryoshka"] * bool(profile.dims), "onnx"],
     )
     card = ModelCard.from_template(
         data,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from drama_models.profile import POOLING_MODES
 from drama_models.rotary import rotary_settings
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from drama_models.profile import Profile
 
-POOLING_NAMES = {"mean": "mean", "last": "lasttoken", "cls": "cls"}
 OLD_POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
@@ -67,7 +67,7 @@ def sentence_transformers_files(profile: Profile) -> dict[str, Any]:
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     if profile.normalise:
         modules.append(("2_Normalize", "Normalize"))
-    pooling = POOLING_NAMES[profile.pooling]
+    pooling = POOLING_MODES[profile.pooling]
     files: dict[str, Any] = {
         "modules.json": [
             {"idx": number, "name": str(number), "path": path, "type": f"{package}.{kind}"}

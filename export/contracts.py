@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from drama_models.model_folder import ONNX_GRAPH, read_json
-from drama_models.profile import Profile
+from drama_models.profile import POOLING_MODES, Profile
 from drama_models.rotary import rotary_settings
-from export.client_files import OLD_POOLING_KEYS, POOLING_NAMES
+from export.client_files import OLD_POOLING_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,7 +99,7 @@ def _graph_inputs(path: Path) -> set[str]:
 def _old_pooling(folder: Path, profile: Profile) -> Iterator[str]:
     stored = read_json(folder / POOLING)
     chosen = [key for key in OLD_POOLING_KEYS.values() if stored.get(key)]
-    if chosen != [OLD_POOLING_KEYS[POOLING_NAMES[profile.pooling]]]:
+    if chosen != [OLD_POOLING_KEYS[POOLING_MODES[profile.pooling]]]:
         yield f"{POOLING}: it says {', '.join(chosen) or 'nothing'}, and the model pools by {profile.pooling}"
 
 

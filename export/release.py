@@ -24,7 +24,7 @@ from export.client_files import release_config, sentence_transformers_files, tok
 from export.int8_onnx import write_int8_onnx
 from export.to_onnx import OnnxPrecision, external_data_files, write_onnx
 from export.verification import write_verification
-from export.verify import largest_difference, verify
+from export.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
@@ -170,11 +170,6 @@ def _write_graphs(folder: Path, precisions: Sequence[OnnxPrecision]) -> dict[str
         config = read_json(folder / "config.json") | {"transformers.js_config": {"use_external_data_format": split}}
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return figures
-
-
-def onnx_difference(parity: list[Parity]) -> float:
-    """Largest absolute difference of an embedding coordinate between the ONNX graph and our torch runtime."""
-    return largest_difference(parity, "onnxruntime")
 
 
 def _checked_names(source: Path, config: dict[str, Any]) -> Container[str]:

@@ -22,7 +22,6 @@ from drama_models.encoder import Encoder
 from drama_models.errors import CollectionError, ModelFolderError
 from drama_models.evaluation import evaluate
 from drama_models.folders import atomic_folder
-from drama_models.index import Index
 from drama_models.model_folder import check_llama_weights, read_json, weight_files
 from drama_models.profile import Profile
 from drama_models.provenance import write_provenance
@@ -111,7 +110,7 @@ def _counts(recipe: TrimRecipe) -> Counter[int]:
     profile = Profile.from_folder(recipe.model)
     tokenizer = TextTokenizer(recipe.model, profile, UNCUT)  # a word that is cut in half counts with both halves
     counts: Counter[int] = Counter()
-    for portion in _portions(recipe.corpus):
+    for portion in _portions(recipe.corpus, profile.title_separator):
         for prompt in {profile.query_prompt, profile.document_prompt}:  # a text may be asked for, or asked with
             ids, _ = tokenizer.encode(portion, prompt)
             counts.update(np.concatenate(ids).tolist())
@@ -122,10 +121,10 @@ def _counts(recipe: TrimRecipe) -> Counter[int]:
     return counts
 
 
-def _portions(corpus: Iterable[Path]) -> Iterator[list[str]]:
+def _portions(corpus: Iterable[Path], title_separator: str) -> Iterator[list[str]]:
     portion: list[str] = []
     for path in corpus:
-        for text in _texts(path):
+        for text in _texts(path, title_separator):
             portion.append(text)
             if len(portion) == TEXTS_AT_ONCE:
                 yield portion
@@ -134,10 +133,10 @@ def _portions(corpus: Iterable[Path]) -> Iterator[list[str]]:
         yield portion
 
 
-def _texts(path: Path) -> Iterator[str]:
+def _texts(path: Path, title_separator: str) -> Iterator[str]:
     if path.is_dir():
         collection = Collection(path)
-        yield from (document.content for document in collection.documents())
+        yield from (document.joined(title_separator) for document in collection.documents())
         yield from collection.queries().values()
         return
     try:
@@ -211,7 +210,8 @@ def _figures(
 
 
 def _checked_difference(recipe: TrimRecipe, made: Path) -> float:
-    texts = next(_portions(recipe.corpus))[:PROOF_TEXTS]
+    separator = Profile.from_folder(recipe.model).title_separator
+    texts = next(_portions(recipe.corpus, separator))[:PROOF_TEXTS]
     before, after = (
         Encoder.from_pretrained(folder, runtime="torch").encode_documents(texts) for folder in (recipe.model, made)
     )
@@ -232,8 +232,6 @@ def _megabytes(folder: Path) -> float:
 def _ndcg(folder: Path, collection_folder: Path, split: str) -> float:
     encoder, collection = Encoder.from_pretrained(folder, runtime="torch"), Collection(collection_folder)
     qrels, queries = collection.qrels(split), collection.queries()
-    documents = list(collection.documents())
-    index = Index(encoder.dim)
-    index.add([document.id for document in documents], encoder.encode_documents([row.content for row in documents]))
-    run = Retriever(encoder, index).run({query: queries[query] for query in qrels}, DEPTH)
+    retriever = Retriever.of_documents(encoder, collection.documents())
+    run = retriever.run({query: queries[query] for query in qrels}, DEPTH)
     return evaluate(run, qrels)["ndcg@10"]

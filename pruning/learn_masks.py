@@ -24,6 +24,7 @@ from pruning.corpus import Corpus
 from pruning.distributed import whole_model
 from pruning.held_out import held_out_figures
 from pruning.importance import ImportanceSettings, start_from_importance
+from pruning.lagrangian import overall_sparsity
 from pruning.language_modelling import (
     LanguageModellingRecipe,
     LanguageModellingSettings,
@@ -96,7 +97,9 @@ class MaskTrainer(LanguageModelTrainer):
     model: MaskedCausalLM
 
     def __init__(self, recipe: LearnMasksRecipe, model: MaskedCausalLM, corpus: Corpus) -> None:
+        source, target = model.masks.source, model.masks.target
         targets = {name: float(target) for name, (_, target) in model.masks.expected_sizes().items()}
+        targets["sparsity"] = 1 - target.prunable_parameters / source.prunable_parameters
         super().__init__(recipe, model, corpus, targets)
         self.recipe = recipe
         self.add_callback(_MaskSteps(model))
@@ -107,9 +110,11 @@ class MaskTrainer(LanguageModelTrainer):
         return self.optimizer
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log the expected size of every masked dimension, and the penalty, beside the loss."""
-        sizes = self.model.masks.expected_sizes()
-        expected = {name: size for name, (size, _) in sizes.items()}
+        """Log the expected size of every masked dimension, that of all together, and the penalty, beside the loss."""
+        masks = self.model.masks
+        expected = {name: size for name, (size, _) in masks.expected_sizes().items()}
+        scores = {name: score.detach().cpu() for name, score in masks.scores().items()}
+        expected["sparsity"] = overall_sparsity(scores, masks.source).item()
         super().log(logs | expected | {"penalty": self.model.penalty}, *args, **kwargs)
 
 

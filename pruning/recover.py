@@ -6,7 +6,6 @@ folder. Sheared-LLaMA, section 2.2 (arXiv 2310.06694).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from drama_models.checkpoints import LOG, claim, keep_log, remove_checkpoints
+from drama_models.checkpoints import claim, keep_log, remove_checkpoints
 from drama_models.errors import ModelFolderError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import read_provenance, write_provenance
@@ -164,8 +163,3 @@ def _write_folder(recipe: RecoverRecipe, model: PreTrainedModel, tokenizer: Any,
             parent=recipe.model,
         )
     remove_checkpoints(recipe.out)
-
-
-def read_log(folder: Path) -> list[dict[str, float]]:
-    """The lines of a made folder's training log."""
-    return [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]

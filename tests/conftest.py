@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,17 @@ def retriever_folder(
     out = tmp_path_factory.mktemp("retrievers") / "retriever"
     train(train_recipe(llama_folder, collection_folder, examples_file, out))
     return out
+
+
+@pytest.fixture(scope="session")
+def separated_folder(retriever_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That retriever as one that reads title and text in two lines, as no one else does."""
+    folder = shutil.copytree(retriever_folder, tmp_path_factory.mktemp("retrievers") / "separated")
+    (folder / "provenance.json").unlink()  # its hashes are those of other settings
+    path = folder / "config_sentence_transformers.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(stored | {"title_separator": ":\n"}), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

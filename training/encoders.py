@@ -28,6 +28,7 @@ from torch import Tensor
 from drama_models.attention import PACKED, enable_packing, first_position, pack, sees_later_tokens
 from drama_models.errors import AttentionDirectionError, DeviceError, TrainingError
 from drama_models.layout import find_layouts
+from drama_models.profile import POOLING_MODES
 from training.lora import Lora, add_updates, merge_updates
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["query", "document"]
 KINDS: tuple[Kind, ...] = ("query", "document")
-POOLING_MODES = {"mean": "mean", "last": "lasttoken", "cls": "cls"}  # our words, sentence-transformers' words
 ADAPTERS = "adapter_model.safetensors"  # peft's name
 UNTRAINED = "pooler"  # BERT's head over its first token, which no embedding goes through
 
@@ -57,8 +57,8 @@ class EncoderRecipe:
     """Text put before every query."""
     document_prompt: str = ""
     """Text put before every document."""
-    title_separator: str = ""
-    """Between title and text of a document, single spaces around it, such as [SEP]; a space alone by default."""
+    title_separator: str = " "
+    """Between title and text of a document, as it is; " [SEP] " for DRAGON."""
     prompts: dict[str, str] = field(default_factory=dict)
     """Prompts of further tasks by name, which the saved model offers too; training does not use them."""
     two_encoders: bool = False

@@ -56,16 +56,17 @@ class CollectionEvaluator(BaseEvaluator):
     Args:
         recipe: collection and split.
         tags: around instruction and query, where the model is trained with them.
-        title_separator: between title and text, single spaces around it; a space alone by default.
+        title_separator: between title and text of a document.
 
     Raises:
         CollectionError: the collection or its split is missing or malformed, or has no judged query.
     """
 
-    def __init__(self, recipe: EvaluationRecipe, tags: InstructFormat | None = None, title_separator: str = "") -> None:
+    def __init__(
+        self, recipe: EvaluationRecipe, tags: InstructFormat | None = None, title_separator: str = " "
+    ) -> None:
         super().__init__()
-        self.recipe, self._tags = recipe, tags
-        self._separator = f" {title_separator} " if title_separator else " "
+        self.recipe, self._tags, self._separator = recipe, tags, title_separator
         self.primary_metric = METRIC
         self._collection = Collection(recipe.collection)
         self._qrels = {query: grades for query, grades in self._collection.qrels(recipe.split).items() if grades}

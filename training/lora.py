@@ -70,7 +70,7 @@ def add_updates(backbone: Any, lora: Lora, *, but: str) -> None:
     try:
         from peft import LoraConfig
     except ImportError:
-        raise MissingExtraError("lora", "workshop") from None
+        raise MissingExtraError("encoder.lora", package="peft>=0.19") from None
     backbone.add_adapter(
         LoraConfig(
             task_type="FEATURE_EXTRACTION",

@@ -39,7 +39,7 @@ def published_encoder(
         normalise=query.normalise,
         query_prompt=query.query_prompt,
         document_prompt=document.document_prompt,
-        title_separator=document.title_separator.strip(),
+        title_separator=document.title_separator,
         prompts=query.prompts,
         two_encoders=two_encoders,
     )

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
-LEAST_WARMUP_STEPS = 10  # of the specialisation recipe
-SPECIALISATION_FLOOR = 0.1
-
 
 def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, floor: float = 0.0) -> float:
     """Share of the base rate that a step is taken with.
@@ -33,18 +30,6 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, floo
         return step / warmup_steps
     left = (total_steps - step) / max(total_steps - warmup_steps, 1)
     return max(floor, left, 0.0)
-
-
-def specialisation_steps(batches_per_epoch: int, accumulation: int, epochs: int) -> tuple[int, int]:
-    """Warm-up and total steps of the specialisation recipe: half an epoch, at least ten steps, and all epochs.
-
-    Args:
-        batches_per_epoch: micro-batches in an epoch.
-        accumulation: micro-batches in an optimiser step; those left at the end of an epoch are dropped.
-        epochs: passes over the data.
-    """
-    steps = batches_per_epoch // accumulation
-    return max(LEAST_WARMUP_STEPS, steps // 2), epochs * steps
 
 
 def linear_schedule(

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EMBEDDING = "embed_tokens.weight"
-PROMPTS = {"query": "Query: ", "document": ""}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 

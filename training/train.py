@@ -227,8 +227,8 @@ def _write_profile(source: TrainRecipe, recipe: TrainRecipe, folder: Path) -> No
     stored = read_json(path)
     if recipe.in_context:
         stored["instruct_format"] = asdict(recipe.in_context.tags)
-    if recipe.encoder.title_separator:
-        stored["title_separator"] = f" {recipe.encoder.title_separator} "
+    if recipe.encoder.title_separator != " ":
+        stored["title_separator"] = recipe.encoder.title_separator
     path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
     if source.continue_retriever and (source.backbone / EXAMPLES).is_file():
         shutil.copy(source.backbone / EXAMPLES, folder / EXAMPLES)

@@ -1,4 +1,4 @@
-"""What computes hidden states: torch or ONNX Runtime, behind one small interface."""
+"""What computes hidden states: torch, ONNX Runtime or OpenVINO, behind one small interface."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+CPU_BATCH_TOKENS = 1024
+"""The sweet spot of two CPU cores, where more are no faster."""
 
 
 class Runtime(Protocol):

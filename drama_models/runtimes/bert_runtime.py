@@ -8,6 +8,7 @@ import numpy as np
 
 from drama_models.model_folder import read_json, weight_files
 from drama_models.pooling import pool_rows
+from drama_models.runtimes import CPU_BATCH_TOKENS
 from drama_models.runtimes.bert_graph import BertGraph
 from drama_models.runtimes.bert_shape import KINDS, POSITIONS, WORDS, BertShape, check_bert_weights
 from drama_models.runtimes.graph_names import EMBEDDED, OUTPUT, edges_of
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from drama_models.profile import Profile
 
-BATCH_TOKENS = 1024  # the sweet spot of two CPU cores, larger is no faster there
-
 
 class BertOnnxRuntime:
     """A BERT behind the interface of all runtimes; calls from many threads are safe.
@@ -39,7 +38,7 @@ class BertOnnxRuntime:
     """
 
     name, precision = "onnx", "fp32"
-    batch_tokens, packed = BATCH_TOKENS, True
+    batch_tokens, packed = CPU_BATCH_TOKENS, True
 
     def __init__(self, folder: Path, profile: Profile, threads: int | None = None) -> None:
         count = chosen_threads(threads)

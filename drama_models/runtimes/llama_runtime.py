@@ -13,6 +13,7 @@ import numpy as np
 
 from drama_models.model_folder import check_llama_weights, read_json, weight_files
 from drama_models.pooling import pool_rows
+from drama_models.runtimes import CPU_BATCH_TOKENS
 from drama_models.runtimes.graph_names import BIAS, COSINES, EMBEDDED, INT8, OUTPUT, SINES, edges_of
 from drama_models.runtimes.llama_shape import LlamaShape
 from drama_models.runtimes.mapped_weights import MappedWeights
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from drama_models.pooling import Pooling
     from drama_models.profile import Profile
 
-BATCH_TOKENS = 1024  # the sweet spot of two CPU cores, larger is no faster there
 EMBEDDING = "embed_tokens.weight"
 
 
@@ -132,7 +132,7 @@ class LlamaOnnxRuntime:
     """
 
     name = "onnx"
-    batch_tokens, packed = BATCH_TOKENS, True
+    batch_tokens, packed = CPU_BATCH_TOKENS, True
 
     def __init__(self, encoder: LlamaEncoder, pooling: Pooling, precision: str, threads: int, report: str = "") -> None:
         self._encoder, self._pooling, self.precision = encoder, pooling, precision

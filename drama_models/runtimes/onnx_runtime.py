@@ -9,6 +9,7 @@ import numpy as np
 from drama_models.errors import ModelFolderError
 from drama_models.model_folder import ONNX_GRAPH
 from drama_models.pooling import pool
+from drama_models.runtimes import CPU_BATCH_TOKENS
 from drama_models.runtimes.onnx_session import chosen_threads, file_session
 from drama_models.runtimes.padding import embed_filled, pad
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from drama_models.profile import Profile
 
-BATCH_TOKENS = 1024  # padding included; the sweet spot of two CPU cores
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "last_hidden_state"
 
 
@@ -36,7 +36,7 @@ class OnnxRuntime:
         ModelFolderError: no graph, a damaged graph, or one with other inputs or outputs.
     """
 
-    batch_tokens, packed = BATCH_TOKENS, False
+    batch_tokens, packed = CPU_BATCH_TOKENS, False
     name, precision, description = "onnx", "fp32", f"ONNX Runtime on {ONNX_GRAPH}"
 
     def __init__(self, folder: Path, profile: Profile, threads: int | None = None) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from drama_models.errors import DeviceError, MissingExtraError
 from drama_models.pooling import pool
+from drama_models.runtimes import CPU_BATCH_TOKENS
 from drama_models.runtimes.llama_runtime import EMBEDDING, read_llama
 from drama_models.runtimes.onnx_session import chosen_threads
 from drama_models.runtimes.openvino_graph import COSINES, EMBEDDED, SEEN, SINES, OpenVinoGraph
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from drama_models.profile import Profile
 
-BATCH_TOKENS = 1024  # padding included; the sweet spot of two CPU cores
 FIRST_LENGTHS = (16, 64)  # weights are packed at the first call, for few and for many tokens each in its own way
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -46,7 +46,7 @@ class OpenVinoRuntime:
     """
 
     name = "openvino"
-    batch_tokens, packed = BATCH_TOKENS, False
+    batch_tokens, packed = CPU_BATCH_TOKENS, False
 
     def __init__(self, folder: Path, profile: Profile, precision: str = "fp32", threads: int | None = None) -> None:
         if precision not in HINTS:

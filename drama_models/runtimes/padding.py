@@ -40,7 +40,7 @@ def embed_filled(
         (number of texts, size), float32.
     """
     filled = [position for position, ids in enumerate(batch) if len(ids)]
-    if len(filled) == len(batch):
+    if len(filled) == len(batch) > 0:
         return embed(batch)
     vectors = np.zeros((len(batch), size), dtype=np.float32)
     if filled:

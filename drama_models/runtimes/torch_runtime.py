@@ -10,13 +10,15 @@ from __future__ import annotations
 import logging
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from drama_models.errors import DeviceError, MissingExtraError
 from drama_models.hardware import train_in_bf16
 from drama_models.model_folder import read_json
+from drama_models.runtimes import CPU_BATCH_TOKENS
+from drama_models.runtimes.padding import embed_filled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-BATCH_TOKENS = 1024  # the sweet spot of two CPU cores, larger is no faster there
 GPU_BATCH_TOKENS = 16_384
 
 
@@ -77,7 +78,7 @@ class TorchRuntime:
         layout = "packed" if self.packed else "padded"
         self.precision = DTYPES[dtype]
         self.description = f"torch, {dtype}, {layout}, on {self.device}"
-        self.batch_tokens = BATCH_TOKENS if self.device == "cpu" else GPU_BATCH_TOKENS
+        self.batch_tokens = CPU_BATCH_TOKENS if self.device == "cpu" else GPU_BATCH_TOKENS
         if self.device == "cpu" and dtype != "float32" and not train_in_bf16("auto"):
             warnings.warn(
                 f"This processor has no instructions for {dtype}, which is slow here; float32 is faster.", stacklevel=2
@@ -90,17 +91,12 @@ class TorchRuntime:
 
     def embed(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Pooled vectors, (number of texts, hidden size), float32; a text without any token gives the zero vector."""
-        torch = self._torch
-        real = [position for position, ids in enumerate(batch) if len(ids)]
-        texts = [torch.from_numpy(np.ascontiguousarray(batch[position])) for position in real]
-        with torch.inference_mode():
-            pooled = self._backend(texts).cpu().numpy() if texts else None
-        if pooled is not None and len(real) == len(batch):
-            return pooled
-        vectors = np.zeros((len(batch), self._hidden_size), dtype=np.float32)
-        if pooled is not None:
-            vectors[real] = pooled
-        return vectors
+        return embed_filled(batch, self._hidden_size, self._embed)
+
+    def _embed(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        texts = [self._torch.from_numpy(np.ascontiguousarray(ids)) for ids in batch]
+        with self._torch.inference_mode():
+            return cast("NDArray[np.float32]", self._backend(texts).cpu().numpy())
 
     def _settle(self, asked: str | None) -> str:
         """Load the model on the device asked for, or else on the best one that it runs on."""

@@ -13,7 +13,6 @@ from transformers import BertTokenizer
 from drama_models.errors import ModelFolderError, PromptError
 from drama_models.prompts import (
     IN_CONTEXT,
-    IN_CONTEXT_AS_TEXT,
     InContextExample,
     InContextPrompter,
     InstructFormat,
@@ -73,12 +72,13 @@ def test_a_prompt_with_a_thousand_examples_is_still_whole(tokenizer: Tokenizer) 
 
 
 def test_tags_as_plain_text_end_a_query_without_a_space() -> None:
+    as_text = InstructFormat(instruction="Instruct: ", query="\nQuery: ", response="\nResponse: ")
     shots = [InContextExample(query="q", response="r"), InContextExample(instruction="Other.", query="p")]
-    prefix = examples_prefix(shots, IN_CONTEXT_AS_TEXT.before("Find it."), IN_CONTEXT_AS_TEXT)
+    prefix = examples_prefix(shots, as_text.before("Find it."), as_text)
     assert prefix == ("Instruct: Find it.\nQuery: q\nResponse: r\n\nInstruct: Other.\nQuery: p\nResponse: \n\n")
-    assert IN_CONTEXT_AS_TEXT.end == "\nResponse:"
+    assert as_text.end == "\nResponse:"
     stored = {"instruction": "Instruct: ", "query": "\nQuery: ", "response": "\nResponse: "}
-    assert read_format(stored) == IN_CONTEXT_AS_TEXT
+    assert read_format(stored) == as_text
     assert read_format({"response": None}) == InstructFormat(response=None)
     for wrong in ({"answer": "x"}, {"query": 3}, "bge"):
         with pytest.raises(PromptError, match="holds only the tags instruction, query, response"):

@@ -63,6 +63,19 @@ def test_a_run_equals_the_searches_one_by_one(encoder: Encoder, index: Index) ->
         retriever.search(QUESTION, k=0)
 
 
+def test_documents_of_a_collection_are_read_with_the_models_separator(
+    separated_folder: Path, collection_folder: Path
+) -> None:
+    encoder, documents = Encoder.from_pretrained(separated_folder), list(Collection(collection_folder).documents())
+    contents = [f"{document.title}:\n{document.text}" for document in documents]
+    assert [encoder.content_of(document) for document in documents] == contents
+    run = Retriever.of_documents(encoder, documents).run({"q": QUESTION}, k=len(documents))
+    scores = encoder.encode_queries(QUESTION) @ encoder.encode_documents(contents).T
+    assert run["q"] == pytest.approx(
+        dict(zip((row.id for row in documents), scores[0].tolist(), strict=True)), abs=1e-5
+    )
+
+
 def test_bm25_over_other_documents_is_refused(encoder: Encoder, index: Index) -> None:
     with pytest.raises(IndexFolderError, match="1 documents that the index does not, such as 'new'"):
         Retriever(encoder, index, bm25=BM25([("d1", TEXTS[1]), ("new", TEXTS[2])]))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from drama_models import Encoder
+from drama_models import Collection, Encoder, evaluate
 from drama_models.errors import CollectionError, ModelFolderError
 from drama_models.model_folder import read_json
 from export.release import ReleaseRecipe, release
@@ -119,6 +119,27 @@ def test_rare_tokens_are_dropped_and_the_coverage_says_so(
     assert "largest_difference" not in figures
     assert 0 <= figures["ndcg@10_after"] <= 1
     assert 0 < figures["ndcg@10_before"] <= 1
+
+
+def test_a_collection_is_counted_and_measured_as_the_model_reads_it(
+    separated_folder: Path, collection_folder: Path, tmp_path: Path
+) -> None:
+    recipe = TrimRecipe(
+        model=separated_folder, corpus=(collection_folder,), out=tmp_path / "small", evaluate=collection_folder
+    )
+    figures = trim_vocabulary(recipe)["figures"]
+    collection, encoder = Collection(collection_folder), Encoder.from_pretrained(separated_folder, runtime="torch")
+    documents = list(collection.documents())
+    texts = [f"{document.title}:\n{document.text}" for document in documents]
+    whole, cut = (
+        Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (separated_folder, tmp_path / "small")
+    )
+    assert [cut.encode(text).tokens for text in texts] == [whole.encode(text).tokens for text in texts]
+    qrels, queries = collection.qrels("test"), collection.queries()
+    scores = encoder.encode_queries([queries[key] for key in qrels]) @ encoder.encode_documents(texts).T
+    rows = (dict(zip((document.id for document in documents), row.tolist(), strict=True)) for row in scores)
+    expected = evaluate(dict(zip(qrels, rows, strict=True)), qrels)["ndcg@10"]
+    assert figures["ndcg@10_before"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_what_cannot_be_cut_is_refused(retriever_folder: Path, tmp_path: Path) -> None:

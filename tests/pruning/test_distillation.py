@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 from drama_models.errors import CorpusError, ModelFolderError
 from pruning.distillation import distillation_loss
 from pruning.packing import IGNORED
-from pruning.recover import RecoverRecipe, read_log, recover
+from pruning.recover import RecoverRecipe, recover
 from tests.conftest import make_llama
+from tests.pruning.logs import read_log
 from tests.pruning.test_stages import SMALL
 
 

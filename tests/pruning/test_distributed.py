@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pruning.recover import read_log
+from tests.pruning.logs import read_log
 
 LEARN = {
     "steps": 8,

@@ -18,10 +18,11 @@ from pruning.held_out import held_out_figures
 from pruning.learn_masks import LearnMasksRecipe, MaskTrainer, learn_masks, load_masks, mask_optimizer
 from pruning.masked_model import MaskedCausalLM
 from pruning.masks import Masks
-from pruning.recover import RecoverRecipe, read_log, recover
+from pruning.recover import RecoverRecipe, recover
 from pruning.shape import BackboneShape, TargetShape
 from pruning.slicing import slice_folder
 from tests.conftest import TEXTS
+from tests.pruning.logs import read_log
 
 TARGET = TargetShape(hidden_size=32, num_layers=2, num_heads=4, intermediate_size=50)
 SMALL: dict[str, Any] = {
@@ -61,11 +62,15 @@ def test_masks_reach_the_target_and_the_slice_has_exactly_that_shape(masks_folde
         assert size["expected"] == pytest.approx(size["target"], rel=0.05), name
     shape = slice_folder(masks_folder, load_masks(masks_folder), tmp_path / "sliced", {})
     assert (shape.hidden_size, shape.num_layers, shape.num_heads, shape.intermediate_size) == (32, 2, 4, 50)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "sliced")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "sliced")
+    learned: Any = AutoModelForCausalLM.from_pretrained(masks_folder)
     assert model.num_parameters() == shape.total_parameters(model.config.vocab_size, tied=True)
     log = [json.loads(line) for line in (masks_folder / "training_log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 200
     assert log[0]["hidden"] > log[-1]["hidden"]
+    whole = BackboneShape.of(learned.config).prunable_parameters
+    assert log[-1]["sparsity"] == pytest.approx(1 - shape.prunable_parameters / whole, abs=0.03)
+    assert log[0]["sparsity"] < log[-1]["sparsity"]
 
 
 def test_gates_are_in_their_range_after_every_step(llama_folder: Path, corpus_folder: Path, tmp_path: Path) -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drama_models.collection import Collection
 from drama_models.pooling import pool
 from tests.replays.compare import Tolerance, equal
-from training.data.batches import lay_out
-from training.data.documents import titled
-from training.data.supervision import RankWindows, Supervision, label_pools, positive_distribution
+from training.data.batches import PlannedBatch, lay_out, read_texts
+from training.data.datasets import DatasetRecipe, open_datasets
+from training.data.examples import TrainingExample, write_examples
+from training.data.supervision import RankWindows, Supervision, label_pools
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from training.data.datasets import TrainingDataset
 
 Case = dict[str, Any]
 WINDOWS = RankWindows(k=50, positives=10, negatives=5)
@@ -77,23 +86,74 @@ def schedule(case: Case, data: Case, tolerance: Tolerance) -> None:
 
 def batch_layout(case: Case, data: Case, tolerance: Tolerance) -> None:
     given, wanted = case["input"], case["output"]
-    separator, corpus = given["title_separator"], given["corpus"]
-
-    def text(document: Case) -> str:
-        record = document if corpus is None else corpus[document["docidx"]]
-        return titled(record.get("title", "") if given["use_title"] else "", record["text"], separator)
-
     negatives = given["negatives_per_query"]
-    groups = [
-        [text(document) for document in (row["positive_ctxs"][0], *row["hard_negative_ctxs"][:negatives])]
-        for row in given["rows"]
-    ]
-    filler = "0" if corpus is None else text({"docidx": 0})
-    documents, positives, absent = lay_out(groups, 1 + negatives, filler)
-    equal([row["question"] for row in given["rows"]], wanted["queries"], "queries")
-    equal(documents, wanted["documents"], "documents")
-    equal(positives, wanted["positive_index"], "positive_index")
-    equal(absent, wanted["padding_document"], "padding_document")
+    with TemporaryDirectory() as folder:
+        dataset, groups = _opened(given, Path(folder))
+        rows, _, _ = lay_out(groups, 1 + negatives, -1)
+        planned = PlannedBatch(
+            queries=np.arange(len(groups)),
+            documents=np.array(rows).reshape(len(groups), -1),
+            scores=np.full((len(groups), 1 + negatives), np.nan, np.float32),
+        )
+        batch = read_texts(dataset, planned)
+    equal(batch.queries, wanted["queries"], "queries")
+    equal(batch.positives, wanted["positive_index"], "positive_index")
+    equal(batch.absent, wanted["padding_document"], "padding_document")
+    # the reference fills up with any text, which no loss counts; ours is empty
+    theirs = [text for text, absent in zip(wanted["documents"], wanted["padding_document"], strict=True) if not absent]
+    equal([text for text, absent in zip(batch.documents, batch.absent, strict=True) if not absent], theirs, "documents")
+
+
+def _opened(given: Case, folder: Path) -> tuple[TrainingDataset, list[list[int]]]:
+    """The rows of a case as a dataset, and the documents of each by their row in the collection."""
+    corpus = list(given["corpus"] or [])
+    groups, examples = [], []
+    for number, row in enumerate(given["rows"]):
+        group = []
+        for document in (row["positive_ctxs"][0], *row["hard_negative_ctxs"][: given["negatives_per_query"]]):
+            group.append(document.get("docidx", len(corpus)))
+            corpus += [] if "docidx" in document else [document]
+        groups.append(group)
+        own, *others = map(str, group)
+        examples.append(
+            TrainingExample(query_id=f"q{number}", query=row["question"], positive_ids=[own], negative_ids=others)
+        )
+    Collection.write(
+        folder / "collection",
+        (
+            {"_id": str(number), "title": record.get("title", "") if given["use_title"] else "", "text": record["text"]}
+            for number, record in enumerate(corpus)
+        ),
+    )
+    write_examples(folder / "examples.jsonl", examples)
+    recipe = DatasetRecipe(
+        name="rows", task="retrieval", collection=folder / "collection", examples=folder / "examples.jsonl",
+        title_separator=f" {given['title_separator']} ",
+    )  # fmt: skip
+    (dataset,) = open_datasets([recipe], batch_size=len(groups), negatives=given["negatives_per_query"])
+    return dataset, groups
+
+
+def positive_distribution(lists: Sequence[Sequence[str]], windows: RankWindows) -> list[tuple[str, float, float]]:
+    """How often each document is drawn as the positive of a query: DRAGON's measure of diversity.
+
+    Args:
+        lists: ranked ids of each active teacher; teachers without hits count as absent.
+        windows: ranks that count.
+
+    Returns:
+        Document, chance, and sum of reciprocal ranks over the teachers that could draw it; the most likely first,
+        ties by that sum, then by id.
+    """
+    tops = [label_pools(ranked, windows)[0] for ranked in lists if ranked]
+    chance: dict[str, float] = {}
+    reciprocal: dict[str, float] = {}
+    for top in tops:
+        for rank, document in enumerate(top, start=1):
+            chance[document] = chance.get(document, 0.0) + 1 / (len(top) * len(tops))
+            reciprocal[document] = reciprocal.get(document, 0.0) + 1 / rank
+    ranking = [(document, chance[document], reciprocal[document]) for document in chance]
+    return sorted(ranking, key=lambda row: (-round(row[1], 12), -round(row[2], 12), row[0]))
 
 
 KINDS = {

@@ -59,7 +59,7 @@ def test_every_document_is_found_by_its_id(
     assert rows[-3:].tolist() == [-1, -1, -1]
     assert store.ids(rows[:-3]) == asked[:-3]
     assert store.contents(rows[:-3]) == [wanted[key] for key in asked[:-3]]
-    assert store.contents(store.rows(["d3", "d4"]), "[SEP]") == ["Title 3 [SEP] text of number 3", "text of number 4"]
+    assert store.contents(store.rows(["d3", "d4"]), " [SEP] ") == ["Title 3 [SEP] text of number 3", "text of number 4"]
 
 
 def test_ids_that_share_their_first_64_bits_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

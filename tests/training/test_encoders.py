@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from transformers import BertConfig, BertModel, MistralConfig, MistralModel, Pre
 
 from drama_models import Encoder
 from drama_models.attention import PACKED
-from drama_models.errors import AttentionDirectionError, ModelFolderError, TrainingError
+from drama_models.errors import AttentionDirectionError, MissingExtraError, ModelFolderError, TrainingError
 from tests.conftest import TEXTS, make_tokenizer
 from training.encoders import EncoderRecipe, Kind, build_encoder, embed, load_adapters, merge_lora, tokenise
 from training.lora import Lora
@@ -188,6 +190,16 @@ def test_merged_lora_is_a_plain_folder_with_the_same_vectors(
     np.testing.assert_allclose(loaded.encode(SOME, task="document"), vectors, atol=2e-5)
     encoder = Encoder.from_pretrained(tmp_path / "saved", runtime="torch")
     np.testing.assert_allclose(encoder.encode_documents(SOME), vectors, atol=2e-5)
+
+
+def test_lora_without_peft_says_what_to_install(
+    backbones: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtraError, match=r"encoder\.lora needs .*: pip install '(.*)'\.") as error:
+        built(backbones, "llama with lora", tmp_path)
+    groups = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert str(error.value).split("'")[1] in groups["dependency-groups"]["workshop"]
 
 
 @pytest.mark.parametrize("name", ["llama with lora", "two berts with lora"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from drama_models import Collection, Encoder, Profile, evaluate
+from drama_models.model_folder import read_json
 from drama_models.prompts import IN_CONTEXT, INSTRUCTED
 from drama_models.tokenisation import load_tokenizer
 from tests.conftest import TEXTS, make_llama, train_recipe
@@ -58,10 +60,12 @@ def test_dragon_trains_on_as_two_encoders(tmp_path: Path) -> None:
     assert (after.profile.pooling, after.profile.normalise) == ("cls", False)
 
 
+@pytest.mark.parametrize("separator", [" [SEP] ", ":\n"])
 def test_a_trained_dragon_reads_titles_as_the_published_one(
-    collection_folder: Path, examples_file: Path, tmp_path: Path
+    collection_folder: Path, examples_file: Path, tmp_path: Path, separator: str
 ) -> None:
-    query, _context = write_dragon(tmp_path)
+    query, context = write_dragon(tmp_path)
+    (context / "config_sentence_transformers.json").write_text(json.dumps({"title_separator": separator}))
     plain = train_recipe(
         query, collection_folder, examples_file, tmp_path / "made", continue_retriever=True, learning_rate=0.0,
         objective=ObjectiveRecipe(contrastive=Contrastive(similarity="dot", temperature=1.0)),
@@ -69,22 +73,28 @@ def test_a_trained_dragon_reads_titles_as_the_published_one(
     )  # fmt: skip
     recipe = as_published(plain)
     batch = open_plan(recipe, training_arguments(recipe)).batch(0)
-    assert all("[SEP]" in text for text, absent in zip(batch.documents, batch.absent, strict=True) if not absent)
+    assert all(separator in text for text, absent in zip(batch.documents, batch.absent, strict=True) if not absent)
     figures = train(plain)["figures"]
     before, after = Encoder.from_pretrained(query), Encoder.from_pretrained(tmp_path / "made", runtime="torch")
-    assert (
-        before.document_encoder.profile.title_separator == after.document_encoder.profile.title_separator == " [SEP] "
-    )
+    assert {each.document_encoder.profile.title_separator for each in (before, after)} == {separator}
     documents, queries = list(Collection(collection_folder).documents()), Collection(collection_folder).queries()
     qrels = Collection(collection_folder).qrels("test")
     found = {}
-    for separator in (" [SEP] ", " "):
-        vectors = before.encode_documents([row.joined(separator) for row in documents])
+    for between in (separator, " "):
+        vectors = before.encode_documents([row.joined(between) for row in documents])
         scores = before.encode_queries([queries[key] for key in qrels]) @ vectors.T
         rows = (dict(zip((row.id for row in documents), map(float, values), strict=True)) for values in scores)
-        found[separator] = evaluate(dict(zip(qrels, rows, strict=True)), qrels)["ndcg@10"]
-    assert figures["best_ndcg@10"] == pytest.approx(found[" [SEP] "], abs=1e-6)  # a rate of 0 changes nothing
+        found[between] = evaluate(dict(zip(qrels, rows, strict=True)), qrels)["ndcg@10"]
+    assert figures["best_ndcg@10"] == pytest.approx(found[separator], abs=1e-6)  # a rate of 0 changes nothing
     assert figures["best_ndcg@10"] != pytest.approx(found[" "], abs=1e-4)
+
+
+@pytest.mark.parametrize("separator", ["\n", ": ", ":", " "])
+def test_a_title_separator_stays_what_it_is(separated_folder: Path, tmp_path: Path, separator: str) -> None:
+    folder = shutil.copytree(separated_folder, tmp_path / "published")
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps(read_json(path) | {"title_separator": separator}), encoding="utf-8")
+    assert published_encoder(folder)[0].title_separator == Profile.from_folder(folder).title_separator == separator
 
 
 def test_bge_en_icl_trains_on_with_examples(tmp_path: Path) -> None:

@@ -217,7 +217,6 @@ def test_without_weights_an_epoch_is_every_full_batch_of_each(folder: Path, tmp_
     small = write_plain_examples(tmp_path / "small.jsonl", count=13)
     plan = BatchPlan([dataset(folder, name="large", batch=7), dataset(folder, name="small", examples=small, batch=4)])
     assert plan.batches_per_epoch == [EXAMPLES // 7, 13 // 4]
-    assert plan.queries_per_epoch == EXAMPLES // 7 * 7 + 12
 
 
 def test_task_decides_batch_size_and_negatives(folder: Path) -> None:

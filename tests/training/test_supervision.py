@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.replays.dragon import positive_distribution
 from tests.training.data import QUERIES, open_one, write_collection, write_random_run
 from training.data.distinct_batches import plan_window
 from training.data.rankings import RankedQueries
 from training.data.sampling import BatchPlan
-from training.data.supervision import RankWindows, Supervision, Teacher, label_pools, positive_distribution
+from training.data.supervision import RankWindows, Supervision, Teacher, label_pools
 
 DRAGON = RankWindows(k=50, positives=10, negatives=5)
 RANKED = [f"d{rank}" for rank in range(1, 61)]
@@ -116,7 +117,7 @@ def test_labels_come_from_active_teachers_that_have_hits_and_change_with_the_epo
                 of_second += positive in tops["second"]
     assert max(seen[0]) < QUERIES - 10
     assert max(seen[1]) >= QUERIES - 10
-    assert 0.4 < of_second / (2 * plan.queries_per_epoch) < 0.8
+    assert 0.4 < of_second / (2 * plan.steps_per_epoch * 10) < 0.8
     both = seen[1].keys() & seen[2].keys()
     assert sum(seen[1][query] != seen[2][query] for query in both) > 0.7 * len(both)
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from drama_models.collection import Collection
-from drama_models.errors import ModelFolderError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import write_provenance
+from drama_models.tokenisation import load_tokenizer
 from training.augment.read_documents import SkippedFiles, SourceDocument, plain_blocks, read_documents
 from training.augment.sentences import split_sentences
 
@@ -85,7 +85,7 @@ def chunk(recipe: ChunkRecipe) -> dict[str, Any]:
         CollectionError: no documents, or a malformed one.
         ModelFolderError: the folder has no tokenizer.
     """
-    tokenizer = load_tokenizer(recipe.model)
+    tokenizer = load_tokenizer(recipe.model, set_ends=False)
     skipped = SkippedFiles()
     counts = {"documents": 0, "passages": 0}
 
@@ -99,26 +99,6 @@ def chunk(recipe: ChunkRecipe) -> dict[str, Any]:
         Collection.write(partial, records())
         figures = counts | {"skipped": skipped.reasons}
         return write_provenance(partial, stage="training.chunk", recipe=recipe, inputs={}, figures=figures)
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Tokenizer of a model folder, without truncation.
-
-    Raises:
-        ModelFolderError: there is none, or it cannot be read.
-    """
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelFolderError(f"There is no tokenizer.json in {folder}; pass a model folder.")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises bare Exception
-        raise ModelFolderError(f"{path} is not a tokenizer file ({error}); fetch it again.") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def passages(

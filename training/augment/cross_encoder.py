@@ -71,6 +71,11 @@ class CrossEncoderReranker:
         remaining = iter([known[pair] for pair in pairs])
         return [list(islice(remaining, len(texts))) for texts in passages]
 
+    def close(self) -> None:
+        """Close the file of scores."""
+        if self._kept is not None:
+            self._kept.close()
+
     def _predicted(self, pairs: list[Pair]) -> list[float]:
         from torch.nn import Identity
 
@@ -117,11 +122,15 @@ class KeptScores:
         """Keep scores, all of them or none."""
         rows = [(self._key(pair), score) for pair, score in scores.items()]
         try:
-            self._database.execute("BEGIN")
-            self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)
-            self._database.execute("COMMIT")
+            with self._database:  # all of them, or after an error as it was
+                self._database.execute("BEGIN")
+                self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)
         except sqlite3.Error as error:
             raise self._error(error) from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
 
     def _key(self, pair: Pair) -> bytes:
         said = json.dumps([self.model, *pair]).encode()

@@ -114,15 +114,15 @@ def _mine_encoder(recipe: MineRecipe) -> int:
     shards = recipe.vectors or recipe.out.parent / f"{recipe.out.name}.vectors"
     total = Collection(recipe.collection).count()
     workers = recipe.workers or os.cpu_count() or 1
-    encode_shards(
-        encoder, _documents(recipe), shards, total=total, show_progress=True, engine=recipe.engine, workers=workers
-    )
+    documents = ((document.id, encoder.content_of(document)) for document in Collection(recipe.collection).documents())
+    encode_shards(encoder, documents, shards, total=total, show_progress=True, engine=recipe.engine, workers=workers)
 
     def search(queries: list[Query]) -> list[tuple[str, Hits]]:
         found = search_shards(encoder, shards, [text for _, text in queries], recipe.k)
         return [(key, hits) for (key, _), hits in zip(queries, found, strict=True)]
 
-    job = _job(recipe) | {"model": encoder.fingerprint(), "dim": encoder.dim}
+    separator = encoder.document_encoder.profile.title_separator
+    job = _job(recipe) | {"model": encoder.fingerprint(), "dim": encoder.dim, "title_separator": separator}
     return write_in_parts(recipe.out, queries, search, job, name=Path(recipe.teacher).name)
 
 

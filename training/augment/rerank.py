@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, chain, islice
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from drama_models.collection import Collection
 from drama_models.errors import CollectionError
 from drama_models.folders import atomic_file, sha256_of_file
-from training.augment.chunk import load_tokenizer
+from drama_models.tokenisation import load_tokenizer
 from training.augment.cross_encoder import CrossEncoderReranker, cross_encoder_identity
 from training.augment.llm import ChatClient, ChatRequest, Endpoint, Sampling
 from training.augment.runs import read_queries, run_lines, stream_run, write_in_parts, write_record
@@ -190,7 +191,9 @@ class ListwiseReranker:
         self.client, self.settings = client, settings
         self.figures = RerankFigures()
         self._prompt: Prompt = load_prompt("rerank", settings.prompts)
-        self._tokenizer: Tokenizer | None = load_tokenizer(settings.tokenizer) if settings.tokenizer else None
+        self._tokenizer: Tokenizer | None = (
+            load_tokenizer(settings.tokenizer, set_ends=False) if settings.tokenizer else None
+        )
 
     def rerank(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[list[int]]:
         """New order of each query's passages.
@@ -287,7 +290,8 @@ def rerank(recipe: RerankRecipe) -> RerankFigures:
             "cross_encoder": cross_encoder_identity(str(recipe.cross_encoder)),
             "max_length": recipe.max_length,
         }
-        count = write_in_parts(recipe.out, lists, score, job, name=name, part_queries=PART_QUERIES)
+        with closing(model):
+            count = write_in_parts(recipe.out, lists, score, job, name=name, part_queries=PART_QUERIES)
         figures = RerankFigures(queries=count)
     passages.remove()
     write_record(recipe.out, "training.rerank", recipe, asdict(figures))

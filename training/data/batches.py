@@ -7,13 +7,13 @@ they fill the batch and no loss counts them. Texts carry no prompts.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from training.data.datasets import Task, TrainingDataset
@@ -54,7 +54,7 @@ class PlannedBatch:
     queries: NDArray[np.int64]
     """(B,) rows of the dataset."""
     documents: NDArray[np.int64]
-    """(B, N) rows of its collection, the positive first; -1 where absent."""
+    """(B, N) rows of its collection, the positive first; -1 behind them where a query has fewer."""
     scores: NDArray[np.float32]
     """(B, N) teacher scores, NaN where there is none."""
 
@@ -67,28 +67,33 @@ class PlannedBatch:
 
 def read_texts(dataset: TrainingDataset, planned: PlannedBatch) -> TextBatch:
     """The texts of planned rows."""
-    flat = planned.documents.reshape(-1)
-    present = np.flatnonzero(flat >= 0)
-    ids, texts = [""] * len(flat), [""] * len(flat)
-    found_ids = dataset.documents.ids(flat[present])
-    found_texts = dataset.documents.contents(flat[present], dataset.title_separator)
-    for place, key, text in zip(present.tolist(), found_ids, found_texts, strict=True):
-        ids[place], texts[place] = key, text
+    present = planned.documents >= 0  # (B, N)
+    rows, sizes = planned.documents[present], present.sum(axis=1)
+    ids = dataset.documents.ids(rows)
+    texts = dataset.documents.contents(rows, dataset.title_separator)
+    document_ids, _, _ = lay_out(_grouped(ids, sizes), present.shape[1], "")
+    documents, positives, absent = lay_out(_grouped(texts, sizes), present.shape[1], "")
     return TextBatch(
         task=dataset.task,
         dataset=dataset.name,
         query_ids=dataset.labels.query_ids(planned.queries),
         queries=dataset.labels.queries(planned.queries),
-        document_ids=ids,
-        documents=texts,
-        positives=list(range(0, len(flat), planned.documents.shape[1])),
-        absent=(flat < 0).tolist(),
+        document_ids=document_ids,
+        documents=documents,
+        positives=positives,
+        absent=absent,
         scores=planned.scores.tolist(),
         categories=dataset.labels.categories(planned.queries),
     )
 
 
-def lay_out(groups: Sequence[Sequence[Any]], group_size: int, filler: Any) -> tuple[list[Any], list[int], list[bool]]:
+def _grouped(values: list[str], sizes: NDArray[np.int64]) -> Iterator[list[str]]:
+    """The values of each query, from those of all queries in a row."""
+    remaining = iter(values)
+    return (list(islice(remaining, size)) for size in sizes.tolist())
+
+
+def lay_out(groups: Iterable[Sequence[Any]], group_size: int, filler: Any) -> tuple[list[Any], list[int], list[bool]]:
     """Documents of a batch in a row, groups filled up to one size.
 
     Args:

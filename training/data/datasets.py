@@ -130,8 +130,8 @@ class DatasetRecipe:
     """What the query side asks for, for prompts that say it."""
     use_examples: bool = True
     """Whether queries may carry solved examples from their batch."""
-    title_separator: str = ""
-    """Between title and text; the encoder's by default."""
+    title_separator: str | None = None
+    """Between title and text, as it is; the encoder's by default."""
 
     def __post_init__(self) -> None:
         where = f"Dataset {self.name!r}"
@@ -183,7 +183,7 @@ class TrainingDataset:
     weight: float | None = None
     shared_documents: bool = False
     repeat_negatives: bool = False
-    title_separator: str = ""
+    title_separator: str = " "
 
     def __post_init__(self) -> None:
         if self.batch_size > len(self):
@@ -221,7 +221,7 @@ def open_datasets(
     negatives: int = NEGATIVES,
     cache: Path | None = None,
     lists: bool = False,
-    title_separator: str = "",
+    title_separator: str = " ",
 ) -> list[TrainingDataset]:
     """Open every dataset of a mixture; caches are built where they are missing or stale.
 
@@ -247,8 +247,9 @@ def open_datasets(
     if len(weighted) not in (0, len(recipes)):
         without = ", ".join(name for name in names if name not in weighted)
         raise RecipeError(f"{', '.join(weighted)} have a weight, {without} have none; set it for all or for none.")
-    told = [replace(recipe, title_separator=recipe.title_separator or title_separator) for recipe in recipes]
-    return [_open(recipe, batch_size, negatives, cache, lists) for recipe in told]
+    opened = [_open(recipe, batch_size, negatives, cache, lists) for recipe in recipes]
+    own = [title_separator if recipe.title_separator is None else recipe.title_separator for recipe in recipes]
+    return [replace(dataset, title_separator=each) for dataset, each in zip(opened, own, strict=True)]
 
 
 def _open(recipe: DatasetRecipe, batch_size: int, negatives: int, cache: Path | None, lists: bool) -> TrainingDataset:
@@ -279,7 +280,6 @@ def _open(recipe: DatasetRecipe, batch_size: int, negatives: int, cache: Path | 
         weight=recipe.weight,
         shared_documents=recipe.shared_documents,
         repeat_negatives=recipe.too_few_negatives == "repeat",
-        title_separator=recipe.title_separator,
     )
 
 

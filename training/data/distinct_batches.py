@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from drama_models.errors import CollectionError
-from training.data.batches import PlannedBatch
+from training.data.batches import PlannedBatch, lay_out
 from training.data.draws import draw, permute
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ class _Batch:
     def __init__(self, dataset: TrainingDataset) -> None:
         self.dataset = dataset
         self.rows: list[int] = []
-        self.documents = np.full((dataset.batch_size, dataset.group_size), -1, np.int64)
-        self.scores = np.full((dataset.batch_size, dataset.group_size), np.nan, np.float32)
+        self.documents: list[list[int]] = []
+        self.scores: list[list[float]] = []
         self._taken: set[int] = set()
         self._queries: set[int] = set()
 
@@ -123,8 +123,8 @@ class _Batch:
         if group is None:
             return False
         documents, scores, hashes = group
-        self.documents[len(self.rows), : len(documents)] = documents
-        self.scores[len(self.rows), : len(scores)] = scores
+        self.documents.append(documents)
+        self.scores.append(scores)
         self.rows.append(candidates.rows[index])
         self._queries.add(same)
         if in_batch and not self.dataset.shared_documents:
@@ -132,7 +132,14 @@ class _Batch:
         return True
 
     def planned(self) -> PlannedBatch:
-        return PlannedBatch(queries=np.array(self.rows, np.int64), documents=self.documents, scores=self.scores)
+        size = self.dataset.group_size
+        documents, _, _ = lay_out(self.documents, size, -1)
+        scores, _, _ = lay_out(self.scores, size, np.nan)
+        return PlannedBatch(
+            queries=np.array(self.rows, np.int64),
+            documents=np.array(documents, np.int64).reshape(-1, size),
+            scores=np.array(scores, np.float32).reshape(-1, size),
+        )
 
 
 def plan_window(

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
+from drama_models.collection import titled
 from drama_models.errors import CollectionError
 from drama_models.surrogates import encoded, storable
 from training.data.mapped import MappedArray
@@ -93,8 +94,8 @@ class TextStore:
         """Id of each row."""
         return self._table.strings(["id"], rows)[0]
 
-    def contents(self, rows: NDArray[np.int64], separator: str = "") -> list[str]:
-        """Title and text of each row, joined by a space, or by the separator between two."""
+    def contents(self, rows: NDArray[np.int64], separator: str = " ") -> list[str]:
+        """Title and text of each row with the separator between them."""
         titles, texts = self._table.strings(["title", "text"], rows)
         return [titled(title, text, separator) for title, text in zip(titles, texts, strict=True)]
 
@@ -161,11 +162,6 @@ def _sorted_buckets(high: NDArray[Any]) -> Iterator[NDArray[np.int64]]:
             block = high[start : start + INDEX_BUCKET] >> np.uint64(64 - bits)
             parts.append(np.flatnonzero(block == bucket) + start)
         yield np.concatenate(parts)
-
-
-def titled(title: str, text: str, separator: str = "") -> str:
-    """What is encoded of a document: title, separator and text joined by single spaces, or the text alone."""
-    return " ".join(part for part in (title, separator if title else "", text) if part).strip()
 
 
 def json_lines(path: Path, block: Block) -> Iterator[tuple[int, dict[str, Any]]]:

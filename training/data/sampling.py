@@ -62,12 +62,6 @@ class BatchPlan:
         """Steps after which the mixture has been seen once."""
         return sum(self.batches_per_epoch)
 
-    @property
-    def queries_per_epoch(self) -> int:
-        """Queries of those steps."""
-        pairs = zip(self.datasets, self.batches_per_epoch, strict=True)
-        return sum(dataset.batch_size * count for dataset, count in pairs)
-
     def epoch(self, step: int) -> int:
         """Epoch of a step, both counted from 0."""
         return step // self.steps_per_epoch

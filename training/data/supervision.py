@@ -97,25 +97,3 @@ def label_pools(ranked_ids: Sequence[str], windows: RankWindows) -> tuple[list[s
     """
     counted = list(ranked_ids[: windows.k])
     return counted[: windows.positives], counted[windows.k - windows.negatives :]
-
-
-def positive_distribution(lists: Sequence[Sequence[str]], windows: RankWindows) -> list[tuple[str, float, float]]:
-    """How often each document is drawn as the positive of a query: DRAGON's measure of diversity.
-
-    Args:
-        lists: ranked ids of each active teacher; teachers without hits count as absent.
-        windows: ranks that count.
-
-    Returns:
-        Document, chance, and sum of reciprocal ranks over the teachers that could draw it; the most likely first,
-        ties by that sum, then by id.
-    """
-    pools = [label_pools(ranked, windows)[0] for ranked in lists if ranked]
-    chance: dict[str, float] = {}
-    reciprocal: dict[str, float] = {}
-    for pool in pools:
-        for rank, document in enumerate(pool, start=1):
-            chance[document] = chance.get(document, 0.0) + 1 / (len(pool) * len(pools))
-            reciprocal[document] = reciprocal.get(document, 0.0) + 1 / rank
-    ranking = [(document, chance[document], reciprocal[document]) for document in chance]
-    return sorted(ranking, key=lambda row: (-round(row[1], 12), -round(row[2], 12), row[0]))

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 QUERY_TAG, PASSAGE_TAG, SEPARATOR = "A: ", "B: ", "\n"
 ANSWERS = "Predict whether passage B contains an answer to query A."
-SAME_QUESTION = "Predict whether queries A and B are asking the same thing."  # CQADupstack, Quora
 SAME_MEANING = "Predict whether passages A and B have the same meaning."
-CONTRADICTS = "Predict whether argument A and counterargument B express contradictory opinions."  # ArguAna
 PAD_MULTIPLE = 8
 
 

@@ -45,7 +45,7 @@ class PassageVectors:
     def __init__(self, encoder: Encoder, root: Path, collection: Path) -> None:
         self.encoder, self.collection = encoder, Collection(collection)
         self.folder = root / encoder.fingerprint()[:FINGERPRINT_CHARACTERS]
-        self._wanted = {each.id: _content_hash(each.content) for each in self.collection.documents()}
+        self._wanted = {each.id: _content_hash(encoder.content_of(each)) for each in self.collection.documents()}
 
     def encode(self) -> int:
         """Encode what has no vectors yet; returns the number of those passages. A killed call goes on."""
@@ -82,11 +82,18 @@ class PassageVectors:
                     yield [ids[row] for row in kept], rows if len(kept) == len(ids) else rows[kept]
 
     def _encode_part(self, path: Path, part: dict[str, str]) -> None:
-        documents = ((each.id, each.content) for each in self.collection.documents() if each.id in part)
+        documents = (
+            (each.id, self.encoder.content_of(each)) for each in self.collection.documents() if each.id in part
+        )
         identity = ModelIdentity(name=self.folder.name, fingerprint=self.encoder.fingerprint())
         encode_shards(
             self.encoder, documents, path.with_suffix(""), model=identity, total=len(part), show_progress=True
         )
+
+
+def read_by(encoder: Encoder) -> dict[str, str]:
+    """What vectors depend on beside the passages: the model, and what it reads between title and text."""
+    return {"model": encoder.fingerprint(), "title_separator": encoder.document_encoder.profile.title_separator}
 
 
 def cut(vectors: NDArray[np.float32], dim: int, *, normalise: bool) -> NDArray[np.float32]:

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from transformers import BertTokenizer
 
 from drama_models import Collection
 from drama_models.errors import CollectionError, ModelFolderError
 from drama_models.provenance import read_provenance
-from training.augment.chunk import ChunkRecipe, chunk, cut_between_words, joined, load_tokenizer, passages
+from drama_models.tokenisation import load_tokenizer
+from tests.conftest import TEXTS
+from tests.drama_models.published_models import write_dragon
+from training.augment.chunk import ChunkRecipe, chunk, cut_between_words, joined, passages
 from training.augment.read_documents import Block, SourceDocument
 from training.augment.sentences import split_sentences, word_count
 
@@ -24,7 +28,7 @@ WORDS = ["pump", "valve", "océan", "水", "мост", "सेतु", "electroe
 
 @pytest.fixture
 def tokenizer(llama_folder: Path) -> Tokenizer:
-    return load_tokenizer(llama_folder)
+    return load_tokenizer(llama_folder, set_ends=False)
 
 
 def noise(seed: int, sentences: int) -> str:
@@ -45,7 +49,7 @@ def test_every_passage_fits_and_nothing_is_lost(tokenizer: Tokenizer, max_tokens
 
 
 def test_what_is_one_unknown_token_is_still_cut() -> None:
-    nano = load_tokenizer(Path("demo/nano"))
+    nano = load_tokenizer(Path("demo/nano"), set_ends=False)
     assert len(nano.encode("x" * 5000, add_special_tokens=False).ids) == 1
     made = list(passages([SourceDocument("d", "", [Block("x" * 1_000_000)])], nano, min_tokens=1))
     assert "".join(passage.text for passage in made).replace(" ", "") == "x" * 1_000_000
@@ -111,11 +115,21 @@ def test_a_folder_becomes_a_collection(llama_folder: Path, tmp_path: Path) -> No
     assert chunk(again)["figures"]["documents"] == len(documents)
 
 
+def test_a_model_with_a_bare_vocabulary_counts_tokens_too(tmp_path: Path) -> None:
+    folder, _ = write_dragon(tmp_path)
+    (tmp_path / "text.txt").write_text(" ".join(TEXTS), encoding="utf-8")
+    chunk(ChunkRecipe(documents=tmp_path / "text.txt", model=folder, out=tmp_path / "made", max_tokens=40))
+    stock = BertTokenizer.from_pretrained(folder)
+    lengths = [len(stock(document.text)["input_ids"]) for document in Collection(tmp_path / "made").documents()]
+    assert len(lengths) > 10
+    assert 30 < max(lengths) <= 40
+
+
 def test_what_cannot_be_chunked_leaves_nothing(llama_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     with pytest.raises(CollectionError, match="holds no documents"):
         chunk(ChunkRecipe(documents=tmp_path / "docs", model=llama_folder, out=tmp_path / "out"))
-    with pytest.raises(ModelFolderError, match="There is no tokenizer"):
+    with pytest.raises(ModelFolderError, match=r"tokenizer\.json is missing"):
         chunk(ChunkRecipe(documents=tmp_path / "docs", model=tmp_path, out=tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["docs"]
     with pytest.raises(ValueError, match="try min_tokens=8 and max_tokens=256"):

@@ -51,6 +51,22 @@ def test_an_encoder_is_searched_exactly_shard_by_shard(
     assert (tmp_path / "dense.run.vectors" / "manifest.json").is_file()
 
 
+def test_an_encoder_reads_titles_as_it_was_trained_to(
+    separated_folder: Path, collection_folder: Path, tmp_path: Path
+) -> None:
+    documents = list(Collection(collection_folder).documents())
+    recipe = MineRecipe(
+        collection=collection_folder, out=tmp_path / "dense.run", teacher=str(separated_folder), k=len(documents)
+    )
+    mine(recipe)
+    encoder = Encoder.from_pretrained(separated_folder)
+    vectors = encoder.encode_documents([f"{document.title}:\n{document.text}" for document in documents])
+    for key, text in Collection(collection_folder).queries().items():
+        scores = (vectors @ encoder.encode_queries(text)[0]).tolist()
+        expected = dict(zip((document.id for document in documents), scores, strict=True))
+        assert read_run(recipe.out)[key] == pytest.approx(expected, abs=1e-5)
+
+
 def test_a_killed_call_goes_on_and_ends_with_the_same_file(tmp_path: Path) -> None:
     queries = [(f"q{number}", f"text {number}") for number in range(10)]
     searched: list[str] = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from drama_models.evaluation import read_run
 from tests.training.augment.chat_server import serving
 from tests.training.augment.cross_encoders import write_cross_encoder
 from training.augment import rerank as augment_rerank
-from training.augment.cross_encoder import CrossEncoderReranker
+from training.augment.cross_encoder import CrossEncoderReranker, KeptScores
 from training.augment.llm import ChatClient, Endpoint
 from training.augment.rerank import (
     Listwise,
@@ -290,6 +292,23 @@ def test_scores_that_are_kept_are_not_computed_again(
     (tmp_path / "notes").write_text("not a database, but long enough to be one. " * 50, encoding="utf-8")
     with pytest.raises(CollectionError, match="cannot hold scores"):
         CrossEncoderReranker(str(cross_encoder), cache=tmp_path / "notes", max_length=64, batch_size=2)
+
+
+def test_scores_that_cannot_be_kept_now_can_be_later(tmp_path: Path) -> None:
+    kept = KeptScores(tmp_path / "scores", "model")
+    kept.keep({("a query", "one"): 0.5})
+    pairs = [("a query", text) for text in ("one", "1", "two")]
+    kept._database.execute("PRAGMA busy_timeout = 0")
+    with closing(sqlite3.connect(tmp_path / "scores", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(CollectionError, match=r"cannot hold scores \(database is locked\)"):
+            kept.keep({pairs[1]: 1.0})
+    assert kept.of(pairs) == {pairs[0]: 0.5}
+    kept.keep({pairs[2]: 0.25})
+    kept.close()
+    again = KeptScores(tmp_path / "scores", "model")
+    assert again.of(pairs) == {pairs[0]: 0.5, pairs[2]: 0.25}
+    again.close()
 
 
 def test_what_cannot_be_reranked_is_said(collection_folder: Path, tmp_path: Path) -> None:

@@ -45,6 +45,17 @@ def test_only_what_is_new_is_encoded_and_what_is_gone_is_passed_over(encoder: En
     assert as_table(PassageVectors(encoder, tmp_path / "vectors", tmp_path / "a")).keys() == texts.keys()
 
 
+def test_passages_are_read_with_the_models_separator(
+    separated_folder: Path, collection_folder: Path, tmp_path: Path
+) -> None:
+    encoder, documents = Encoder.from_pretrained(separated_folder), list(Collection(collection_folder).documents())
+    vectors = PassageVectors(encoder, tmp_path / "vectors", collection_folder)
+    vectors.encode()
+    expected = encoder.encode_documents([f"{document.title}:\n{document.text}" for document in documents])
+    found = as_table(vectors)
+    np.testing.assert_allclose([found[document.id] for document in documents], expected, atol=1e-5)
+
+
 def test_a_part_that_was_not_finished_is_gone_on_with_or_forgotten(encoder: Encoder, tmp_path: Path) -> None:
     texts = {f"d{number}": f"text {number}" for number in range(12)}
     collection = write(tmp_path / "a", texts)
