@@ -21,8 +21,10 @@ from transformers import (
     AutoModel,
     BertConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
+    ModernBertConfig,
     PreTrainedConfig,
     Qwen2Config,
     XLMRobertaConfig,
@@ -62,12 +64,19 @@ KINDS: dict[str, tuple[PreTrainedConfig, str]] = {
     "llama with biases": (LlamaConfig(**BOTH_WAYS, attention_bias=True, mlp_bias=True), "mean"),
     "llama with yarn": (LlamaConfig(**BOTH_WAYS, rope_parameters={"rope_type": "yarn", "factor": 4.0}), "mean"),
     "mistral, last token": (MistralConfig(**GROUPED, sliding_window=6), "lasttoken"),
+    "bidirectional mistral": (MistralConfig(**BOTH_WAYS, sliding_window=6), "mean"),
     "qwen2, last token": (Qwen2Config(**{k: v for k, v in GROUPED.items() if k != "head_dim"}), "lasttoken"),
     "gemma2, last token": (Gemma2Config(**GROUPED, attn_logit_softcapping=2.0, sliding_window=6), "lasttoken"),
+    "bidirectional gemma3": (
+        Gemma3TextConfig(**GROUPED, sliding_window=12, use_bidirectional_attention=True),
+        "mean",
+    ),
+    "modernbert": (ModernBertConfig(**SIZES, local_attention=12), "mean"),
     "bert, first token": (BertConfig(**SIZES), "cls"),
     "xlm-roberta": (XLMRobertaConfig(**SIZES), "mean"),
 }
-LEAN = ("drama", "causal llama, last token", "llama with biases", "mistral, last token", "qwen2, last token")
+LEAN = ("drama", "causal llama, last token", "llama with biases", "mistral, last token", "bidirectional mistral")
+LEAN += ("qwen2, last token",)
 SOME = [*TEXTS[:9], "x", TEXTS[0] * 12]
 
 
