@@ -78,6 +78,8 @@ class Profile:
     """Longest text that there are position embeddings for; None where positions are computed, as rotary ones are."""
     default_task: str = "query"
     """Name of the prompt that queries get where none is asked for."""
+    default_dim: int | None = None
+    """Coordinates kept where no number is asked for; None where that is all of them."""
 
     @classmethod
     def from_folder(cls, folder: Path, side: Literal["query", "document"] = "query") -> Profile:
@@ -120,6 +122,7 @@ class Profile:
             title_separator=stored.get("title_separator", _title_separator(layout, tokenizer)),
             most_tokens=_positions(config) if config.get("model_type") in LEARNED_POSITIONS else None,
             default_task=default_task,
+            default_dim=stored.get("truncate_dim"),
         )
 
 

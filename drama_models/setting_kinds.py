@@ -92,7 +92,7 @@ KINDS: dict[str, dict[str, Kind]] = {
     },
     "sentence_bert_config.json": {"max_seq_length": LENGTH},
     "config_sentence_transformers.json": {
-        "prompts": NAMED_TEXTS, "default_prompt_name": TEXT, "title_separator": TEXT,
+        "prompts": NAMED_TEXTS, "default_prompt_name": TEXT, "title_separator": TEXT, "truncate_dim": SIZE,
     },
     "model.safetensors.index.json": {"weight_map": NAMED_TEXTS},
 }  # fmt: skip

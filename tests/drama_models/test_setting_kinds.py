@@ -28,7 +28,7 @@ SETTINGS = {
     ),
     "tokenizer_config.json": ("model_max_length", "bos_token", "eos_token"),
     "sentence_bert_config.json": ("max_seq_length",),
-    "config_sentence_transformers.json": ("prompts", "default_prompt_name"),
+    "config_sentence_transformers.json": ("prompts", "default_prompt_name", "truncate_dim"),
     "1_Pooling/config.json": ("pooling_mode", "include_prompt"),
 }  # fmt: skip
 
