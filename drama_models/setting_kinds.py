@@ -79,7 +79,7 @@ TOKEN = Kind(
 KINDS: dict[str, dict[str, Kind]] = {
     "config.json": {
         "model_type": TEXT, "architectures": TEXTS, "auto_map": MAPPING, "hidden_act": TEXT,
-        "is_causal": FLAG, "use_bidirectional_attention": FLAG, "is_matryoshka": FLAG,
+        "is_causal": FLAG, "use_bidirectional_attention": FLAG, "is_decoder": FLAG, "is_matryoshka": FLAG,
         "hidden_size": SIZE, "vocab_size": SIZE, "max_position_embeddings": SIZE, "matryoshka_dimensions": SIZES,
         "rms_norm_eps": EPSILON, "layer_norm_eps": EPSILON, "rope_theta": NUMBER,
         "rope_scaling": ROTARY, "rope_parameters": ROTARY,

@@ -79,7 +79,8 @@ def _load(folder: Path, profile: Profile, config: dict[str, Any], dtype: torch.d
     if sees_later_tokens(model) != profile.bidirectional:
         wanted = "bidirectional" if profile.bidirectional else "causal"
         raise AttentionDirectionError(
-            f"{folder} is a {wanted} {kind}, which transformers {transformers.__version__} does not run that way; "
-            "no vectors are better than wrong ones."
+            f"{folder} is taken for a {wanted} {kind}, which transformers {transformers.__version__} does not run that "
+            f"way; no vectors are better than wrong ones. If it was trained the other way, set "
+            f"`is_causal: {str(profile.bidirectional).lower()}` in its config.json."
         )
     return model

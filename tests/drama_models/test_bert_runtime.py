@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +74,14 @@ def test_pooled_states_are_those_of_transformers(folder: Path, pooling: Any) -> 
     vectors = BertOnnxRuntime(folder, profile, threads=1).embed(random_texts())
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, expected(folder, profile), atol=2e-5)  # float32 in another order of summation
+
+
+def test_a_bert_that_is_a_decoder_is_causal_here_too(folder: Path) -> None:
+    both_ways = expected(folder, profile_of())
+    profile = replace(profile_of(), bidirectional=Profile.from_folder(changed(folder, is_decoder=True)).bidirectional)
+    wanted = expected(folder, profile)
+    assert np.abs(wanted - both_ways).max() > 0.1
+    np.testing.assert_allclose(BertOnnxRuntime(folder, profile, threads=1).embed(random_texts()), wanted, atol=2e-5)
 
 
 def test_names_of_older_checkpoints_are_understood(folder: Path) -> None:
