@@ -24,6 +24,8 @@ from tests.drama_models.published_models import write_dragon
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from drama_models.runtimes.choice import RuntimeName
+
 SHAPE: dict[str, Any] = {"hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 3, "intermediate_size": 80}
 SHAPE |= {"vocab_size": 300, "max_position_embeddings": 64, "initializer_range": 0.2}
 LENGTHS = (9, 1, 40, 5)
@@ -147,3 +149,32 @@ def test_weights_that_do_not_fit_the_configuration_are_named(folder: Path, tmp_p
         BertOnnxRuntime(short, profile_of(), threads=1)
     with pytest.raises(ModelFolderError, match=r"has no tensor 'encoder\.layer\.3\."):
         BertOnnxRuntime(changed(folder, num_hidden_layers=4), profile_of(), threads=1)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": None}, "has no usable num_attention_heads, which a BERT needs"),
+        ({"num_hidden_layers": None}, "has no usable num_hidden_layers, which a BERT needs"),
+        ({"max_position_embeddings": None}, "has no usable max_position_embeddings, which a BERT needs"),
+        ({"num_attention_heads": 7}, "hidden_size=32 is no multiple of num_attention_heads=7"),
+        ({"num_hidden_layers": 3}, r"has no tensor 'encoder\.layer\.2\."),
+    ],
+)
+def test_sizes_that_no_bert_has_are_named_in_every_runtime(
+    tmp_path: Path, runtime: RuntimeName, changes: dict[str, Any], message: str
+) -> None:
+    query_folder, _ = write_dragon(tmp_path)
+    changed(query_folder, **changes)
+    with pytest.raises(ModelFolderError, match=message):
+        Encoder.from_pretrained(query_folder, runtime=runtime)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+def test_a_damaged_header_is_named_in_every_runtime(tmp_path: Path, runtime: RuntimeName) -> None:
+    query_folder, _ = write_dragon(tmp_path)
+    path = query_folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"dtype":"F32"', b'"dtype":"X32"', 1))
+    with pytest.raises(ModelFolderError, match=r"model\.safetensors has a damaged safetensors header .*X32"):
+        Encoder.from_pretrained(query_folder, runtime=runtime)

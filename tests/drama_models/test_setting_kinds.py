@@ -126,6 +126,8 @@ def rewrite_header(path: Path, header: dict[str, Any], body: bytes) -> None:
         {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]},
         {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]},
         {"dtype": 32, "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": "X32", "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
         {"shape": [2], "data_offsets": [0, 8]},
         {"dtype": "F32", "shape": [2]},
         3,
