@@ -245,7 +245,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _hidden_size(config: dict[str, Any], folder: Path) -> int:
-    size = next((config[name] for name in HIDDEN_SIZE_NAMES if name in config), None)
+    size: Any = next((config[name] for name in HIDDEN_SIZE_NAMES if name in config), None)
     if not SIZE.holds(size):
         raise ModelFolderError(
             f"{folder / 'config.json'} has no whole number `hidden_size`. Fetch the folder again, unless this "

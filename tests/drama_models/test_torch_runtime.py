@@ -80,8 +80,10 @@ KINDS: dict[str, tuple[PreTrainedConfig, str]] = {
     "bert, first token": (BertConfig(**SIZES), "cls"),
     "xlm-roberta": (XLMRobertaConfig(**SIZES), "mean"),
 }
-LEAN = ("drama", "causal llama, last token", "llama with biases", "mistral, last token", "bidirectional mistral")
-LEAN += ("qwen2, last token",)
+LEAN = (
+    "drama", "causal llama, last token", "llama with biases", "mistral, last token", "bidirectional mistral",
+    "qwen2, last token",
+)  # fmt: skip
 SOME = [*TEXTS[:9], "x", TEXTS[0] * 12]
 
 
