@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def checked_dim(dim: int | None, profile: Profile, *, quiet: bool = False) -> int:
-    """A usable embedding size; None stands for the full one.
+    """A usable embedding size; None stands for the model's own default.
 
     Args:
         dim: coordinates to keep.
@@ -27,7 +27,7 @@ def checked_dim(dim: int | None, profile: Profile, *, quiet: bool = False) -> in
         DimensionError: no whole number, below 1 or above the hidden size. A size that was not trained only warns.
     """
     if dim is None:
-        return profile.hidden_size
+        return min(profile.default_dim or profile.hidden_size, profile.hidden_size)
     trained = ", ".join(map(str, profile.dims)) or f"{profile.hidden_size} (the folder names no smaller ones)"
     size = whole_number(dim)
     if size is None or not 1 <= size <= profile.hidden_size:

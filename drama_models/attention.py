@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+LONGEST_TRIED = 512  # tokens; a wider sliding window is not tried, since on a large model that takes long
 PACKED = "drama_packed"  # transformers never writes the name of an attention implementation into a saved folder
 
 
@@ -75,8 +76,10 @@ def enable_packing(model: PreTrainedModel) -> bool:
     if model.config._attn_implementation == PACKED:
         return True
     before, training = model.config._attn_implementation, model.training
-    alone = [torch.arange(3, 6), torch.arange(6, 8)]
-    alone = [ids.to(model.device) % model.config.get_text_config().vocab_size for ids in alone]
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or 0
+    longer = max(3, window + 2 if window < LONGEST_TRIED else 0)  # than the window, whose ends are then tried too
+    alone = [ids.to(model.device) % config.vocab_size for ids in (torch.arange(3, 3 + longer), torch.arange(6, 8))]
     model.eval()
     try:
         with torch.no_grad():
@@ -136,7 +139,8 @@ def packed_attention(
         scaling: multiplies the scores; 1 / sqrt(d) by default.
         dropout: of attention weights.
         is_causal: whether tokens see earlier ones only.
-        sliding_window: tokens that one sees, itself included, if causal; else how far it sees on either side.
+        sliding_window: a token sees another fewer than so many places away; one more where only `is_causal` keeps a
+            decoder from being causal, since transformers then makes a mask that includes the window's end.
         softcap: scores are bent to stay below it in size.
         cu_seq_lens_q: first token of each text, and T, (n + 1,), int32.
         max_length_q: tokens of the longest text.
@@ -145,7 +149,10 @@ def packed_attention(
     Returns:
         (1, T, H, d) or (B, T, H, d), and None in place of the weights.
     """
-    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    decoder = bool(getattr(module, "is_causal", True))
+    causal = decoder if is_causal is None else is_causal
+    if sliding_window is not None and decoder and not causal:
+        sliding_window += 1
     if cu_seq_lens_q is not None:
         attended = attend_packed(
             query[0].transpose(0, 1),

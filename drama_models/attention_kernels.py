@@ -45,8 +45,8 @@ def attend_packed(
         max_length: tokens of the longest text; counted if it is not given.
         scaling: multiplies the scores; 1 / sqrt(d) by default.
         dropout: of attention weights.
-        window: as `sliding_window` of `packed_attention`.
-        softcap: as there.
+        window: a token sees another fewer than so many places away.
+        softcap: as of `packed_attention`.
 
     Returns:
         (T, H, d).
@@ -55,7 +55,7 @@ def attend_packed(
         longest = int(starts.diff().max()) if max_length is None else max_length
         reach = (-1, 0 if causal else -1)  # how many keys before and after, -1 for all
         if window is not None and window < longest:
-            reach = (window - 1, 0) if causal else (window, window)
+            reach = (window - 1, 0 if causal else window - 1)
         fused = _fused(query, key, value, starts, longest, scaling=scaling, reach=reach, softcap=softcap)
         if fused is not None:
             return fused
@@ -100,12 +100,12 @@ def _attend(
 
 
 def window_mask(query: Tensor, *, causal: bool, window: int | None) -> Tensor:
-    """Which keys a token sees within one text, (T, T), bool, in transformers' reading of a window."""
+    """Which keys a token sees within one text, (T, T), bool; `window` as of `attend_packed`."""
     positions = torch.arange(query.shape[-2], device=query.device)
     behind = positions[:, None] - positions  # how far the key is before the query
     sees = behind >= 0 if causal else torch.ones_like(behind, dtype=torch.bool)
     if window is not None:
-        sees = sees & (behind < window if causal else behind.abs() <= window)
+        sees = sees & (behind.abs() < window)
     return sees
 
 

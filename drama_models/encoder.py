@@ -88,7 +88,7 @@ class Encoder:
                 "onnx-file", from that file in any case; "openvino", from the safetensors of a Llama; or "auto": torch
                 for a GPU, OpenVINO or torch for bf16, else ONNX where it can run the folder, else torch.
                 `encoder.runtime.description` says what was chosen.
-            dim: coordinates to keep, cut before normalising; all by default.
+            dim: coordinates to keep, cut before normalising; by default the folder's `truncate_dim`, else all.
             max_length: tokens kept of each text, its ends included; the model's own limit by default.
             precision: "fp32", "bf16" (torch, OpenVINO), "fp16" (torch), or "int8" (ONNX from safetensors); "auto" is
                 exact, so fp32.

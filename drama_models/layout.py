@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MODULES, ROUTER = "modules.json", "router_config.json"
 QUERY_ENCODER, CONTEXT_ENCODER = "query-encoder", "context-encoder"
 PAIRED_SEPARATOR = " [SEP] "
+PARTS = ["Transformer", "Pooling", "Normalize"]
+"""Classes of the modules of one encoder, in their order; the last one is optional."""
 DOCUMENT_WORDS = ("context", "document", "passage", "ctx")
 
 
@@ -70,7 +72,8 @@ def find_layouts(folder: Path, document_folder: Path | None = None) -> tuple[Enc
         document_folder: of its document encoder, where that is a folder of its own.
 
     Raises:
-        ModelFolderError: a file that says what the parts are is damaged or names a part that is not there.
+        ModelFolderError: a file that says what the parts are is damaged, or names a part that is not there or that is
+            not computed here.
     """
     if document_folder is not None:
         return _single(folder, paired=True), _single(document_folder, paired=True)
@@ -79,10 +82,9 @@ def find_layouts(folder: Path, document_folder: Path | None = None) -> tuple[Enc
         if query is not None and document is not None:
             return _single(query, paired=True), _single(document, paired=True)
     modules = read_modules(folder)
-    router = next((path for path, kind in modules.items() if kind.endswith("Router")), None)
+    router = next((path for path, kind in modules.items() if _class(kind) == "Router"), None)
     if router is not None:
-        after = [kind for path, kind in modules.items() if path != router]
-        return _route(folder, router, "query", after), _route(folder, router, "document", after)
+        return _route(folder, modules, router, "query"), _route(folder, modules, router, "document")
     layout = _single(folder, paired=False)
     return layout, layout
 
@@ -136,28 +138,39 @@ def _single(folder: Path, *, paired: bool) -> EncoderLayout:
     return _layout(folder, {folder / path: kind for path, kind in modules.items()})
 
 
-def _route(folder: Path, router: str, name: str, after: list[str]) -> EncoderLayout:
-    """One route of a Router; modules that come after the Router are shared by all routes."""
+def _route(folder: Path, modules: dict[str, str], router: str, name: str) -> EncoderLayout:
+    """One route of a Router, in its place among the modules that all routes share."""
     path = folder / router / ROUTER
     config: dict[str, Any] = read_json(path)
     try:
         route = {folder / router / _part(path, part): str(config["types"][part]) for part in config["structure"][name]}
     except (KeyError, TypeError):
         raise ModelFolderError(f"{path} has no route {name!r}; a retriever needs `query` and `document`.") from None
-    return _layout(folder, route | {folder / f"after {number}": kind for number, kind in enumerate(after)})
+    flat: dict[Path, str] = {}
+    for part, kind in modules.items():
+        flat |= route if part == router else {folder / part: kind}
+    return _layout(folder, flat)
 
 
 def _layout(root: Path, modules: dict[Path, str]) -> EncoderLayout:
-    def found(kind: str) -> Path | None:
-        return next((path for path, name in modules.items() if name.endswith(kind)), None)
+    """What modules in this order compute.
 
-    pooling = found("Pooling")
-    return EncoderLayout(
-        root=root,
-        backbone=found("Transformer") or root,
-        pooling=pooling / "config.json" if pooling else "mean",
-        normalise=found("Normalize") is not None,
-    )
+    Raises:
+        ModelFolderError: they compute something else than is computed here.
+    """
+    kinds = [_class(kind) for kind in modules.values()]
+    if kinds not in (PARTS, PARTS[:-1]):
+        raise ModelFolderError(
+            f"{root / MODULES} makes vectors by {', '.join(kinds)}; supported are {', '.join(PARTS)} in this order, of "
+            "which the last is optional. Use sentence-transformers itself for this model."
+        )
+    backbone, pooling, *_ = modules
+    return EncoderLayout(root=root, backbone=backbone, pooling=pooling / "config.json", normalise=kinds == PARTS)
+
+
+def _class(kind: str) -> str:
+    """Name of a module's class, without its package where that is sentence-transformers."""
+    return kind.rpartition(".")[2] if kind.startswith("sentence_transformers.") else kind
 
 
 def _subfolder(folder: Path, words: tuple[str, ...]) -> Path | None:

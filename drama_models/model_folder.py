@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from drama_models.errors import ModelFolderError
 from drama_models.integrity import known_sha256
 from drama_models.setting_kinds import check_kinds, check_llama_settings, without_nulls
@@ -142,7 +144,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes from the header of a safetensors file, its size checked against them.
 
     Raises:
-        ModelFolderError: not a safetensors file, truncated, or tensors that overlap or leave room between them.
+        ModelFolderError: not a safetensors file, truncated, or tensors that overlap, leave room between them or are
+            not as long as their shapes.
     """
     header, first = _safetensors_header(path)
     reached = 0
@@ -155,6 +158,11 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ModelFolderError(
             f"{path} has {size:,} bytes where its header announces {first + reached:,}; fetch it again."
         )
+    try:
+        with safe_open(path, framework="np"):  # what the library itself refuses, such as an unknown dtype
+            pass
+    except SafetensorError as error:
+        raise ModelFolderError(f"{path} has a damaged safetensors header ({error}); fetch it again.") from None
     return {name: shape for name, (shape, _, _) in header.items()}
 
 

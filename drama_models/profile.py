@@ -17,6 +17,7 @@ from drama_models.errors import AttentionDirectionError, ModelFolderError, Promp
 from drama_models.layout import PAIRED_SEPARATOR, EncoderLayout, find_layouts
 from drama_models.model_folder import read_json
 from drama_models.prompts import IN_CONTEXT, INSTRUCTED, InContextExample, InstructFormat, read_format
+from drama_models.setting_kinds import SIZE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +30,13 @@ DRAMA_MAX_LENGTH = 8192
 INSTRUCTED_MAX_LENGTH = 512  # of bge-en-icl and bge-multilingual-gemma2, whose folders announce more or nothing
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # names that sentence-transformers tries, in this order
 EXAMPLES = "examples.json"
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3", "gpt2", "gpt_neox")
+DECODERS = (
+    "bloom", "cohere", "cohere2", "falcon", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2", "gpt_neox",
+    "granite", "lfm2", "llama", "ministral3", "mistral", "mixtral", "modernbert-decoder", "olmo", "olmo2", "olmo3",
+    "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2"
+)  # fmt: skip
+"""Model types that are causal unless their folder says otherwise; what is in no list counts as bidirectional."""
+HIDDEN_SIZE_NAMES = ("hidden_size", "dim", "n_embd")  # the others are DistilBERT's and GPT-2's
 LEARNED_POSITIONS = (
     "albert", "bert", "camembert", "distilbert", "electra", "gpt2", "mpnet", "roberta", "xlm-roberta"
 )  # fmt: skip
@@ -78,6 +85,8 @@ class Profile:
     """Longest text that there are position embeddings for; None where positions are computed, as rotary ones are."""
     default_task: str = "query"
     """Name of the prompt that queries get where none is asked for."""
+    default_dim: int | None = None
+    """Coordinates kept where no number is asked for; None where that is all of them."""
 
     @classmethod
     def from_folder(cls, folder: Path, side: Literal["query", "document"] = "query") -> Profile:
@@ -105,7 +114,7 @@ class Profile:
         instruct = _instruct_format(folder, stored)
         document_task = next((name for name in DOCUMENT_PROMPTS if name in prompts), stored.get("default_prompt_name"))
         return cls(
-            hidden_size=_required(config, "hidden_size", folder),
+            hidden_size=_hidden_size(config, folder),
             bidirectional=attention_is_bidirectional(config, folder),
             pooling=_pooling(layout),
             query_prompt=prompts.get(default_task, DRAMA_QUERY_PROMPT if drama else ""),
@@ -120,6 +129,7 @@ class Profile:
             title_separator=stored.get("title_separator", _title_separator(layout, tokenizer)),
             most_tokens=most_tokens(config),
             default_task=default_task,
+            default_dim=stored.get("truncate_dim"),
         )
 
 
@@ -148,6 +158,8 @@ def attention_is_bidirectional(config: dict[str, Any], folder: Path) -> bool:
         return True
     if is_drama(config):
         return True
+    if config.get("is_decoder"):  # of an encoder's class: a BERT that transformers makes causal
+        return False
     if (config.get("auto_map") or {}).get("AutoModel"):
         raise AttentionDirectionError(
             f"{folder} brings its own model code ({config['auto_map']['AutoModel']}), which is never run, and its "
@@ -237,7 +249,11 @@ def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _required(config: dict[str, Any], key: str, folder: Path) -> int:
-    if not isinstance(config.get(key), int):
-        raise ModelFolderError(f"{folder / 'config.json'} has no whole number `{key}`; fetch the folder again.")
-    return int(config[key])
+def _hidden_size(config: dict[str, Any], folder: Path) -> int:
+    size: Any = next((config[name] for name in HIDDEN_SIZE_NAMES if name in config), None)
+    if not SIZE.holds(size):
+        raise ModelFolderError(
+            f"{folder / 'config.json'} has no whole number `hidden_size`. Fetch the folder again, unless this "
+            f"{config.get('model_type')} is of a family that writes none; then it is not supported."
+        )
+    return int(size)

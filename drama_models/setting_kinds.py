@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LARGEST_SIZE = 1 << 31  # of a matrix's side
 MOST_LAYERS = 10_000
 LLAMA_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+BERT_SIZES = (*LLAMA_SIZES, "max_position_embeddings")
 LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -79,7 +80,7 @@ TOKEN = Kind(
 KINDS: dict[str, dict[str, Kind]] = {
     "config.json": {
         "model_type": TEXT, "architectures": TEXTS, "auto_map": MAPPING, "hidden_act": TEXT,
-        "is_causal": FLAG, "use_bidirectional_attention": FLAG, "is_matryoshka": FLAG,
+        "is_causal": FLAG, "use_bidirectional_attention": FLAG, "is_decoder": FLAG, "is_matryoshka": FLAG,
         "hidden_size": SIZE, "vocab_size": SIZE, "max_position_embeddings": SIZE, "matryoshka_dimensions": SIZES,
         "rms_norm_eps": EPSILON, "layer_norm_eps": EPSILON, "rope_theta": NUMBER,
         "rope_scaling": ROTARY, "rope_parameters": ROTARY,
@@ -92,7 +93,7 @@ KINDS: dict[str, dict[str, Kind]] = {
     },
     "sentence_bert_config.json": {"max_seq_length": LENGTH},
     "config_sentence_transformers.json": {
-        "prompts": NAMED_TEXTS, "default_prompt_name": TEXT, "title_separator": TEXT,
+        "prompts": NAMED_TEXTS, "default_prompt_name": TEXT, "title_separator": TEXT, "truncate_dim": SIZE,
     },
     "model.safetensors.index.json": {"weight_map": NAMED_TEXTS},
 }  # fmt: skip
@@ -173,4 +174,21 @@ def check_llama_settings(path: Path, config: Mapping[str, Any]) -> None:
     if (head_dim or hidden // heads) % 2:
         raise ModelFolderError(
             f"{path}: heads of {head_dim or hidden // heads} numbers cannot be rotated in pairs; fetch it again."
+        )
+
+
+def check_bert_settings(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that no BERT can be built from; arguments as of `check_llama_settings`.
+
+    Raises:
+        ModelFolderError: a size is missing, or sizes contradict one another.
+    """
+    check_kinds(path, config)
+    missing = [name for name in BERT_SIZES if config.get(name) is None]
+    if missing:
+        raise ModelFolderError(f"{path} has no usable {missing[0]}, which a BERT needs; fetch the folder again.")
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    if hidden % heads:
+        raise ModelFolderError(
+            f"{path}: hidden_size={hidden} is no multiple of num_attention_heads={heads}; fetch the folder again."
         )

@@ -51,8 +51,10 @@ class TextTokenizer:
         rows = read_json(config).get("vocab_size") if config.is_file() else None
         self._folder = folder
         self._rows = rows if isinstance(rows, int) and max(vocabulary.values(), default=0) >= rows else None
-        longest_token = max(map(len, vocabulary), default=1)
-        self._max_characters = 2 * max_length * longest_token  # no more can be in the kept tokens
+        longest_token = max([1, *map(len, vocabulary)])
+        self._max_characters = 2 * max_length * longest_token  # nearly always enough to fill them
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._longest_added = max((len(token.content) for token in added), default=0)
         by_words = self._tokenizer.pre_tokenizer is not None
         self._likely_characters = LIKELY_CHARACTERS * max_length if by_words else self._max_characters
 
@@ -71,6 +73,7 @@ class TextTokenizer:
         remaining = [position for position in range(len(prepared)) if position not in encodings]
         found = self._tokenizer.encode_batch_fast([prepared[position] for position in remaining])
         encodings |= zip(remaining, found, strict=True)
+        self._read_on(texts, prompt, encodings)
         cut = sum(bool(encoding.overflowing) for encoding in encodings.values())
         rows = (encodings[position].ids for position in range(len(prepared)))
         return [np.array(row, dtype=np.int64) for row in rows], cut
@@ -94,11 +97,26 @@ class TextTokenizer:
         """Encodings of the long texts whose first characters already settle the kept tokens, by position.
 
         Words are tokenised one by one, so what stands before a whole word that is itself followed by another does not
-        depend on the rest of the text. Reading only the start is several times faster on long documents.
+        depend on the rest of the text, unless an added token of several words was cut in two. Reading only the start is
+        several times faster on long documents.
         """
         long = [position for position, text in enumerate(texts) if len(text) > self._likely_characters]
+        whole = self._likely_characters - self._longest_added  # characters that are in no token that was cut
         starts = self._tokenizer.encode_batch([texts[position][: self._likely_characters] for position in long])
-        return {position: start for position, start in zip(long, starts, strict=True) if _is_settled(start)}
+        return {position: start for position, start in zip(long, starts, strict=True) if _is_settled(start, whole)}
+
+    def _read_on(self, texts: Sequence[str], prompt: str, encodings: dict[int, Encoding]) -> None:
+        """Replace encodings of starts that have room for more, though the text goes on.
+
+        What a normaliser drops, such as blanks, is in no token, and a word of any length may be one unknown token.
+        """
+        read = self._max_characters
+        while unfilled := [
+            row for row, text in enumerate(texts) if len(text) > read and not encodings[row].overflowing
+        ]:
+            read *= 8
+            found = self._tokenizer.encode_batch_fast([prompt + texts[row][:read] for row in unfilled])
+            encodings |= zip(unfilled, found, strict=True)
 
 
 def load_tokenizer(folder: Path, *, set_ends: bool) -> Tokenizer:
@@ -159,9 +177,9 @@ def end_token(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], key:
     return token
 
 
-def _is_settled(start: Encoding) -> bool:
-    """Whether a whole word lies between the kept tokens and the last word that was read."""
-    if not start.overflowing:
+def _is_settled(start: Encoding, whole: int) -> bool:
+    """Whether a whole word lies between the kept tokens, within `whole` characters, and the last word that was read."""
+    if not start.overflowing or max(end for _, end in start.offsets) > whole:
         return False
     return _last_word(start.overflowing[-1]) > _last_word(start) + 1
 

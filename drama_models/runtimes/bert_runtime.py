@@ -43,7 +43,8 @@ class BertOnnxRuntime:
     def __init__(self, folder: Path, profile: Profile, threads: int | None = None) -> None:
         count = chosen_threads(threads)
         config = read_json(folder / "config.json")
-        shape, stored = BertShape.from_config(config), check_bert_weights(folder, config)
+        stored = check_bert_weights(folder, config)
+        shape = BertShape.from_config(config)
         self._mapped = MappedWeights(weight_files(folder))
         graph = BertGraph(shape, bidirectional=profile.bidirectional)
         model = graph.model()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from drama_models.errors import ModelFolderError
 from drama_models.model_folder import tensor_shapes, weight_files
+from drama_models.setting_kinds import check_bert_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,8 +99,10 @@ def check_bert_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, str
     The prefix `model.` is left out of them, as by `MappedWeights`.
 
     Raises:
-        ModelFolderError: a tensor is missing or has another shape, or the graph does not know this kind of BERT.
+        ModelFolderError: a size is missing in the configuration, a tensor is missing or has another shape, or the
+            graph does not know this kind of BERT.
     """
+    check_bert_settings(folder / "config.json", config)
     found = (tensor for path in weight_files(folder) for tensor in tensor_shapes(path).items())
     shapes = {name.removeprefix("model."): shape for name, shape in found}
     stored = {stock_name(name): name for name in shapes}

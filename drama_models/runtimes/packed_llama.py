@@ -64,7 +64,8 @@ class PackedLlama:
         self.embedding = read("embed_tokens.weight")
         self.layers = [_Layer(config, read, f"layers.{number}.") for number in range(config["num_hidden_layers"])]
         self.norm, self.eps = read("norm.weight"), config.get("rms_norm_eps", 1e-6)
-        self.window = config.get("sliding_window") if config.get("model_type") == "mistral" else None
+        window = config.get("sliding_window") if config.get("model_type") == "mistral" else None
+        self.window = window + 1 if window and not causal else window  # as `packed_attention` has it of transformers
         self.frequencies = torch.from_numpy(inverse_frequencies(config, self.layers[0].head_dim))
         self.rotation = self._rotation(FIRST_POSITIONS)
         if compile_layers:

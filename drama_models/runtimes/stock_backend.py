@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from drama_models.attention import enable_packing, first_position, pack, sees_later_tokens
 from drama_models.errors import AttentionDirectionError, ModelFolderError
-from drama_models.model_folder import check_llama_weights, weight_files
+from drama_models.model_folder import check_llama_weights, tensor_shapes, weight_files
 from drama_models.modeling_drama import DramaModel
 from drama_models.packing import pool_packed
 from drama_models.pooling import pool
 from drama_models.runtimes.linear import prepack_linears
 from drama_models.runtimes.padding import pad
+from drama_models.setting_kinds import check_bert_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +45,7 @@ class StockBackend:
     ) -> None:
         try:
             self.model = _load(folder, profile, config, dtype).to(device).eval()
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, StrictDataclassError) as error:
             if isinstance(error, ModelFolderError):
                 raise
             raise ModelFolderError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
@@ -73,13 +75,22 @@ def _load(folder: Path, profile: Profile, config: dict[str, Any], dtype: torch.d
         if profile.bidirectional:
             return DramaModel.from_pretrained(folder, dtype=dtype)  # checks its direction itself
     else:
-        weight_files(folder)
-    settings = {"add_pooling_layer": False} if kind in ("bert", "roberta", "xlm-roberta") else {}
-    model = transformers.AutoModel.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **settings).eval()
+        if kind == "bert":
+            check_bert_settings(folder / "config.json", config)
+        for path in weight_files(folder):
+            tensor_shapes(path)  # names a damaged file
+    settings: dict[str, Any] = {"add_pooling_layer": False} if kind in ("bert", "roberta", "xlm-roberta") else {}
+    settings |= {"dtype": dtype, "trust_remote_code": False, "output_loading_info": True}
+    loaded, info = transformers.AutoModel.from_pretrained(folder, **settings)
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))  # which is not used
+    if missing:  # transformers has made them up
+        raise ModelFolderError(f"{folder} has no tensor {missing[0]!r}; use weights and config.json of one model.")
+    model = loaded.eval()
     if sees_later_tokens(model) != profile.bidirectional:
         wanted = "bidirectional" if profile.bidirectional else "causal"
         raise AttentionDirectionError(
-            f"{folder} is a {wanted} {kind}, which transformers {transformers.__version__} does not run that way; "
-            "no vectors are better than wrong ones."
+            f"{folder} is taken for a {wanted} {kind}, which transformers {transformers.__version__} does not run that "
+            f"way; no vectors are better than wrong ones. If it was trained the other way, set "
+            f"`is_causal: {str(profile.bidirectional).lower()}` in its config.json."
         )
     return model

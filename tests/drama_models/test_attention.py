@@ -14,13 +14,20 @@ from transformers import (
     BertModel,
     Gemma2Config,
     Gemma2Model,
+    Gemma3TextConfig,
+    Gemma3TextModel,
     LlamaConfig,
     LlamaModel,
     MistralConfig,
     MistralModel,
+    ModernBertConfig,
+    ModernBertModel,
     PreTrainedModel,
     Qwen2Config,
     Qwen2Model,
+    T5GemmaConfig,
+    T5GemmaEncoderModel,
+    T5GemmaModuleConfig,
     XLMRobertaConfig,
     XLMRobertaModel,
 )
@@ -51,6 +58,11 @@ KINDS: dict[str, Callable[[], PreTrainedModel]] = {
     "bidirectional mistral with a window of 4": lambda: MistralModel(MistralConfig(**BIDIRECTIONAL, sliding_window=4)),
     "qwen2": lambda: Qwen2Model(Qwen2Config(**{k: v for k, v in GROUPED.items() if k != "head_dim"})),
     "gemma2": lambda: Gemma2Model(Gemma2Config(**GROUPED, attn_logit_softcapping=2.0, sliding_window=4)),
+    "gemma3": lambda: Gemma3TextModel(Gemma3TextConfig(**GROUPED, sliding_window=4)),
+    "bidirectional gemma3": lambda: Gemma3TextModel(
+        Gemma3TextConfig(**GROUPED, sliding_window=4, use_bidirectional_attention=True)
+    ),
+    "modernbert": lambda: ModernBertModel(ModernBertConfig(**SIZES, local_attention=8)),
     "bert": lambda: BertModel(BertConfig(**SIZES), add_pooling_layer=False),
     "xlm-roberta": lambda: XLMRobertaModel(XLMRobertaConfig(**SIZES | {"pad_token_id": 1}), add_pooling_layer=False),
 }
@@ -141,6 +153,15 @@ def test_a_model_that_ignores_positions_is_left_as_it_was() -> None:
     model = WithoutPositions(LlamaConfig(**GROUPED))
     assert not enable_packing(model)
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_that_reads_its_window_another_way_is_left_as_it_was() -> None:
+    torch.manual_seed(0)
+    sizes = T5GemmaModuleConfig(**GROUPED, sliding_window=4)  # its mask includes the window's end, as no other's does
+    model = T5GemmaEncoderModel(T5GemmaConfig(encoder=sizes, decoder=sizes, is_encoder_decoder=False)).eval()
+    before = model.config._attn_implementation
+    assert not enable_packing(model)
+    assert model.config._attn_implementation == before
 
 
 def test_a_saved_folder_does_not_know_the_attention(tmp_path: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from tests.drama_models.published_models import write_dragon
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from drama_models.runtimes.choice import RuntimeName
 
 SHAPE: dict[str, Any] = {"hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 3, "intermediate_size": 80}
 SHAPE |= {"vocab_size": 300, "max_position_embeddings": 64, "initializer_range": 0.2}
@@ -73,6 +76,14 @@ def test_pooled_states_are_those_of_transformers(folder: Path, pooling: Any) -> 
     vectors = BertOnnxRuntime(folder, profile, threads=1).embed(random_texts())
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, expected(folder, profile), atol=2e-5)  # float32 in another order of summation
+
+
+def test_a_bert_that_is_a_decoder_is_causal_here_too(folder: Path) -> None:
+    both_ways = expected(folder, profile_of())
+    profile = replace(profile_of(), bidirectional=Profile.from_folder(changed(folder, is_decoder=True)).bidirectional)
+    wanted = expected(folder, profile)
+    assert np.abs(wanted - both_ways).max() > 0.1
+    np.testing.assert_allclose(BertOnnxRuntime(folder, profile, threads=1).embed(random_texts()), wanted, atol=2e-5)
 
 
 def test_names_of_older_checkpoints_are_understood(folder: Path) -> None:
@@ -138,3 +149,32 @@ def test_weights_that_do_not_fit_the_configuration_are_named(folder: Path, tmp_p
         BertOnnxRuntime(short, profile_of(), threads=1)
     with pytest.raises(ModelFolderError, match=r"has no tensor 'encoder\.layer\.3\."):
         BertOnnxRuntime(changed(folder, num_hidden_layers=4), profile_of(), threads=1)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": None}, "has no usable num_attention_heads, which a BERT needs"),
+        ({"num_hidden_layers": None}, "has no usable num_hidden_layers, which a BERT needs"),
+        ({"max_position_embeddings": None}, "has no usable max_position_embeddings, which a BERT needs"),
+        ({"num_attention_heads": 7}, "hidden_size=32 is no multiple of num_attention_heads=7"),
+        ({"num_hidden_layers": 3}, r"has no tensor 'encoder\.layer\.2\."),
+    ],
+)
+def test_sizes_that_no_bert_has_are_named_in_every_runtime(
+    tmp_path: Path, runtime: RuntimeName, changes: dict[str, Any], message: str
+) -> None:
+    query_folder, _ = write_dragon(tmp_path)
+    changed(query_folder, **changes)
+    with pytest.raises(ModelFolderError, match=message):
+        Encoder.from_pretrained(query_folder, runtime=runtime)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+def test_a_damaged_header_is_named_in_every_runtime(tmp_path: Path, runtime: RuntimeName) -> None:
+    query_folder, _ = write_dragon(tmp_path)
+    path = query_folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"dtype":"F32"', b'"dtype":"X32"', 1))
+    with pytest.raises(ModelFolderError, match=r"model\.safetensors has a damaged safetensors header .*X32"):
+        Encoder.from_pretrained(query_folder, runtime=runtime)

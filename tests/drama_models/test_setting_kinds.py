@@ -28,7 +28,7 @@ SETTINGS = {
     ),
     "tokenizer_config.json": ("model_max_length", "bos_token", "eos_token"),
     "sentence_bert_config.json": ("max_seq_length",),
-    "config_sentence_transformers.json": ("prompts", "default_prompt_name"),
+    "config_sentence_transformers.json": ("prompts", "default_prompt_name", "truncate_dim"),
     "1_Pooling/config.json": ("pooling_mode", "include_prompt"),
 }  # fmt: skip
 
@@ -126,6 +126,8 @@ def rewrite_header(path: Path, header: dict[str, Any], body: bytes) -> None:
         {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]},
         {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]},
         {"dtype": 32, "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": "X32", "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
         {"shape": [2], "data_offsets": [0, 8]},
         {"dtype": "F32", "shape": [2]},
         3,

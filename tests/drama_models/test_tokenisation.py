@@ -15,6 +15,7 @@ from drama_models.profile import Profile
 from drama_models.tokenisation import TextTokenizer
 
 SOURCE = Path(__file__).parents[2] / "demo" / "source" / "tokenizer.json"  # the split pattern of Llama 3
+NANO = SOURCE.parents[1] / "nano"  # a BERT's, which drops blanks and control characters
 PROFILE = Profile(
     hidden_size=8,
     bidirectional=True,
@@ -75,3 +76,19 @@ def test_ids_are_those_of_the_whole_text(
     assert [row.tolist() for row in rows] == [ids[:max_length] for ids in expected]
     assert cut == sum(len(ids) > max_length for ids in expected)
     assert all(row.dtype == np.int64 for row in rows)
+
+
+@pytest.mark.parametrize("dropped", [" ", "\n", "\x00", "\u200b", "\ufffd"])
+def test_a_text_behind_what_the_tokenizer_drops_is_read(dropped: str) -> None:
+    whole = Tokenizer.from_file(str(NANO / "tokenizer.json"))
+    texts = [dropped * 10_000 + "join two tables", dropped * 10_000 + "join " * 20, "x" * 10_000 + " y"]
+    rows, cut = TextTokenizer(NANO, PROFILE, 16).encode(texts)
+    ends = [whole.encode(text).ids for text in texts]
+    assert [row.tolist() for row in rows] == [ends[0], [*ends[1][:15], ends[1][-1]], ends[2]]
+    assert cut == 1
+
+
+def test_a_special_token_at_the_end_of_a_start_is_not_cut() -> None:
+    text = "<|end_of_text|>" * 2  # 30 characters, of which four tokens need not read more than 24
+    rows, _ = TextTokenizer(SOURCE.parent, PROFILE, 4).encode([text])
+    assert rows[0].tolist() == Tokenizer.from_file(str(SOURCE)).encode(text).ids

@@ -20,20 +20,24 @@ from transformers import (
     AutoConfig,
     AutoModel,
     BertConfig,
+    DistilBertConfig,
     Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
     LlamaConfig,
     MistralConfig,
+    ModernBertConfig,
     PreTrainedConfig,
     Qwen2Config,
     XLMRobertaConfig,
 )
 
-from drama_models.errors import AttentionDirectionError, DeviceError, ModelFolderError
+from drama_models.errors import DeviceError, ModelFolderError
 from drama_models.profile import Profile
 from drama_models.rotary import inverse_frequencies
 from drama_models.runtimes import linear
 from drama_models.runtimes.linear import PrepackedLinear, can_prepack
-from drama_models.runtimes.packed_llama import PackedLlama, is_llama_shaped
+from drama_models.runtimes.packed_llama import is_llama_shaped
 from drama_models.runtimes.torch_runtime import TorchRuntime
 from tests.conftest import TEXTS, make_tokenizer
 
@@ -62,12 +66,24 @@ KINDS: dict[str, tuple[PreTrainedConfig, str]] = {
     "llama with biases": (LlamaConfig(**BOTH_WAYS, attention_bias=True, mlp_bias=True), "mean"),
     "llama with yarn": (LlamaConfig(**BOTH_WAYS, rope_parameters={"rope_type": "yarn", "factor": 4.0}), "mean"),
     "mistral, last token": (MistralConfig(**GROUPED, sliding_window=6), "lasttoken"),
+    "bidirectional mistral": (MistralConfig(**BOTH_WAYS, sliding_window=6), "mean"),
     "qwen2, last token": (Qwen2Config(**{k: v for k, v in GROUPED.items() if k != "head_dim"}), "lasttoken"),
     "gemma2, last token": (Gemma2Config(**GROUPED, attn_logit_softcapping=2.0, sliding_window=6), "lasttoken"),
+    "bidirectional gemma3": (
+        Gemma3TextConfig(**GROUPED, sliding_window=12, use_bidirectional_attention=True),
+        "mean",
+    ),
+    "modernbert": (ModernBertConfig(**SIZES, local_attention=12), "mean"),
+    "gpt2, last token": (GPT2Config(**SIZES), "lasttoken"),
+    "distilbert": (DistilBertConfig(**SIZES | {"hidden_dim": 48}), "mean"),
+    "causal bert": (BertConfig(**SIZES, is_decoder=True), "mean"),
     "bert, first token": (BertConfig(**SIZES), "cls"),
     "xlm-roberta": (XLMRobertaConfig(**SIZES), "mean"),
 }
-LEAN = ("drama", "causal llama, last token", "llama with biases", "mistral, last token", "qwen2, last token")
+LEAN = (
+    "drama", "causal llama, last token", "llama with biases", "mistral, last token", "bidirectional mistral",
+    "qwen2, last token",
+)  # fmt: skip
 SOME = [*TEXTS[:9], "x", TEXTS[0] * 12]
 
 
@@ -280,21 +296,3 @@ def test_a_device_that_fails_is_passed_over(
     assert ours.device == "cpu"
     assert "does not run on mps" in caplog.text
     assert ours.embed([np.array([0, 5, 1])]).shape == (1, 32)
-
-
-def test_a_direction_that_transformers_does_not_run_is_refused(folders: dict[str, Path]) -> None:
-    from dataclasses import replace
-
-    profile = replace(Profile.from_folder(folders["bert, first token"]), bidirectional=False)
-    with pytest.raises(AttentionDirectionError, match=r"is a causal bert, which transformers .* does not run that way"):
-        TorchRuntime(folders["bert, first token"], profile, "cpu")
-
-
-def test_the_causal_pass_is_causal_and_the_other_is_not(folders: dict[str, Path]) -> None:
-    config = json.loads((folders["drama"] / "config.json").read_text())
-    texts = [torch.tensor([0, 5, 6, 7]), torch.tensor([0, 5, 6, 9])]
-    for causal in (True, False):
-        model = PackedLlama(folders["drama"], config, causal=causal, device=torch.device("cpu"), dtype=torch.float32)
-        states, starts = model.states(texts)
-        assert starts.tolist() == [0, 4, 8]
-        assert torch.allclose(states[:3], states[4:7], atol=1e-6) == causal
