@@ -23,6 +23,7 @@ from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.model_folder import find_model_folder
 from drama_models.provenance import installed_versions, plain_settings
 from training.augment.chunk import ChunkRecipe, chunk
+from training.augment.cross_encoder import load_cross_encoder
 from training.augment.deduplicate import DeduplicateRecipe, deduplicate
 from training.augment.filter import FilterRecipe, filter_examples
 from training.data.examples import read_examples
@@ -82,7 +83,7 @@ def specialise(recipe: SpecialiseRecipe) -> Findings:
 def _specialise(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> Findings:
     rankers = load_rankers(recipe)
     if recipe.reranker is not None:
-        find_model_folder(recipe.reranker)
+        load_cross_encoder(str(find_model_folder(recipe.reranker)), recipe.device)  # before anything is mined for it
     _keep_settings(recipe, folder)
     chunked = _chunk(recipe, folder, stages, rankers.encoders[MODEL])
     asked = {compared(text) for text in chunked.judged.queries.values()} if chunked.judged else set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,33 @@ def test_scores_that_are_kept_are_not_computed_again(
     (tmp_path / "notes").write_text("not a database, but long enough to be one. " * 50, encoding="utf-8")
     with pytest.raises(CollectionError, match="cannot hold scores"):
         CrossEncoderReranker(str(cross_encoder), cache=tmp_path / "notes", max_length=64, batch_size=2)
+
+
+def test_a_cross_encoder_of_few_positions_reads_what_it_can(tmp_path: Path) -> None:
+    from sentence_transformers import CrossEncoder
+    from torch.nn import Identity
+
+    short = write_cross_encoder(tmp_path / "short", max_position_embeddings=16)
+    long = "a passage " * 40
+    (scores,) = CrossEncoderReranker(str(short), max_length=512, batch_size=2).scores(["query"], [[long, "b"]])
+    stock = CrossEncoder(str(short), max_length=16, device="cpu")
+    expected = stock.predict([("query", long), ("query", "b")], activation_fn=Identity())
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_is_no_cross_encoder(cross_encoder: Path, retriever_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    settings: dict[str, Any] = {"max_length": 64, "batch_size": 2}
+    with pytest.raises(ModelFolderError, match=r"is no cross-encoder: it has no weights for a score \(score\.weight\)"):
+        CrossEncoderReranker(str(retriever_folder), **settings)
+    headless = tmp_path / "headless"
+    shutil.copytree(cross_encoder, headless)
+    weights = load_file(headless / "model.safetensors")
+    kept = {name: each for name, each in weights.items() if not name.startswith("classifier")}
+    save_file(kept, headless / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelFolderError, match=r"\(classifier\.bias, classifier\.weight\), which would be drawn at ran"):
+        CrossEncoderReranker(str(headless), **settings)
 
 
 def test_what_cannot_be_reranked_is_said(collection_folder: Path, tmp_path: Path) -> None:

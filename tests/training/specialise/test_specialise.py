@@ -216,6 +216,9 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "no model": (lambda folder: {"model": folder / "absent"}, "absent"),
     "no teacher": (lambda folder: {"teacher": str(folder / "nobody")}, "nobody"),
     "no reranker": (lambda folder: {"reranker": str(folder / "nobody")}, "nobody"),
+    "an encoder as the reranker": (
+        lambda _: {"reranker": "demo/nano"}, r"demo/nano is no cross-encoder: it has no weights for a score"
+    ),
     "another's folder": (_other, "holds something else; choose a folder that is new or empty"),
     "judgements of other documents": (_not_judged, "judges none of these documents relevant"),
     "an endpoint that is down": (
