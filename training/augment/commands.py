@@ -75,9 +75,9 @@ def _rerank(arguments: list[str]) -> str:
 
     recipe = parse_recipe(RerankRecipe, arguments, command=f"{PROGRAM} rerank")
     figures = rerank(recipe)
-    made = f"made {recipe.out}: {figures.queries:,} lists"
+    made = f"made {recipe.out}: {figures.queries - figures.unanswered:,} lists"
     if recipe.llm is not None:
-        made += f", {figures.incomplete:,} of {figures.windows:,} answers incomplete, {figures.unanswered:,} missing"
+        made += f", {figures.incomplete:,} of {figures.windows:,} answers incomplete, {figures.unanswered:,} lists left out"
     runs = f"--retriever_run {recipe.run} --teacher_run {recipe.out}"
     return f"{made}; next: {PROGRAM} filter --examples EXAMPLES {runs} --out FILTERED"
 

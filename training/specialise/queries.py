@@ -138,7 +138,10 @@ def _made(
         )  # fmt: skip
         prompts = content_hash(recipe.prompts) if recipe.prompts else None
         asked = job | {"model": recipe.llm_model, "kinds": asking.kinds, "prompts": prompts}
-        figures = stages.run("generate", asked, [asking.out], lambda: dict(generate(asking)["figures"]))
+        figures = stages.run(
+            "generate", asked, [asking.out], lambda: dict(generate(asking)["figures"]),
+            complete=lambda made: not made["usage"]["failed"],
+        )  # fmt: skip
         usage = {"model": recipe.llm_model} | figures["usage"] | {"rejected": sum(figures["rejected"].values())}
         files.append(asking.out / "examples.jsonl")
     return files, usage

@@ -37,7 +37,7 @@ from training.specialise.queries import compared, document_of_passage, make_quer
 from training.specialise.report import write_report
 from training.specialise.settings import changed_settings
 from training.specialise.stages import Stages, content_hash
-from training.specialise.verdict import judge, warn
+from training.specialise.verdict import judge, unanswered, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,13 +95,18 @@ def _specialise(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> 
     evaluations = [measure(test, models, folder, stages) for test in _tests(folder, chunked.judged)]
     recommended, reason = judge(evaluations)
     kinds = _kinds(folder, made)
+    large_model = made.usage | ({"reranking": reranked} if recipe.endpoint and not recipe.reranker else {})
     findings = Findings(
         model=str(recipe.model),
         retriever=str(folder.retriever),
         recommended=recommended,
         recommended_folder=str(folder.retriever if recommended == "new" else recipe.model),
         reason=reason,
-        warnings=[*warn(evaluations, qualities, sum(kind.kept for kind in kinds)), *_unknown(chunked.judged)],
+        warnings=[
+            *unanswered(large_model),
+            *warn(evaluations, qualities, sum(kind.kept for kind in kinds)),
+            *_unknown(chunked.judged),
+        ],
         corpus=_split_counted(chunked.corpus, made),
         kinds=kinds,
         filters=[*map(_as_filter, made.left_out), *filters],
@@ -109,7 +114,7 @@ def _specialise(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> 
         labels_from=labellers(recipe, rankers),
         evaluations=evaluations,
         training=training,
-        large_model=made.usage | ({"reranking": reranked} if recipe.endpoint and not recipe.reranker else {}),
+        large_model=large_model,
         settings=plain_settings(recipe),
         versions=installed_versions(),
         times=stages.times,

@@ -105,6 +105,31 @@ def test_answers_that_name_too_little_keep_the_old_order_and_are_counted(tmp_pat
     assert parse_order("9" * 5000 + " [0002] > ٣ > [1]", 3).order == [2, 1, 3]
 
 
+def test_a_list_without_an_answer_is_left_out(collection_folder: Path, tmp_path: Path) -> None:
+    queries = list(Collection(collection_folder).queries())
+    lines = [f"{key} Q0 d{number} 1 {100 - number} x\n" for key in queries for number in range(30)]
+    (tmp_path / "in.run").write_text("".join(lines), encoding="utf-8")
+    lost = Collection(collection_folder).queries()[queries[2]]
+
+    def refused(number: int, body: dict[str, Any]) -> int | None:
+        return 400 if lost in body["messages"][-1]["content"] else None
+
+    with serving(lambda _: "[2] > [1]", refused) as server:
+        llm = Endpoint(url=server.url, model="m", first_wait_s=0.01, attempts=1)
+        recipe = RerankRecipe(
+            collection=collection_folder, run=tmp_path / "in.run", out=tmp_path / "out.run", llm=llm, k=30,
+            listwise=Listwise(window=20, step=10),
+        )  # fmt: skip
+        figures = rerank(recipe)
+        assert list(read_run(recipe.out)) == [key for key in queries if key != queries[2]]
+        assert (figures.queries, figures.unanswered) == (len(queries), 1)
+        assert len(server.bodies) == 2 * len(queries) - 1  # nothing more is asked for it
+        server.faults = lambda *_: 400
+        with pytest.raises(EndpointError, match=r"m put none of 8 lists in order \(400: context too long\); look at"):
+            rerank(replace(recipe, out=tmp_path / "none.run"))
+    assert not (tmp_path / "none.run").exists()
+
+
 def test_long_passages_are_shortened_evenly_to_the_budget(tmp_path: Path) -> None:
     draw = random.Random(0)
     for _ in range(200):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -156,7 +157,10 @@ def test_a_large_model_writes_queries_and_orders_lists(
         words = asked.rpartition("<passage>")[2].replace("</passage>", "").split()
         return " ".join(words[3:12] if "question" in messages[0]["content"] else words[6:10])
 
-    with serving(reply) as server:
+    def refused(_: int, body: dict[str, Any]) -> int | None:
+        return 400 if zlib.crc32(json.dumps(body).encode()) % 5 == 0 else None
+
+    with serving(reply, refused) as server:
         (tmp_path / "prompts").mkdir()
         own = "=== user\nMine: order the $count passages by relevance to $query.\n$passages"
         (tmp_path / "prompts" / "rerank.txt").write_text(own, encoding="utf-8")
@@ -164,7 +168,19 @@ def test_a_large_model_writes_queries_and_orders_lists(
             manuals, retriever_folder, tmp_path / "out", llm=server.url, llm_model="tiny", found=(),
             generated=("question", "keywords"), prompts=tmp_path / "prompts", llm_usd_per_million=(1e6, 0.0),
         )  # fmt: skip
+        partial = specialise(asked)
+        reranking = partial.large_model["reranking"]
+        assert 0 < reranking["unanswered"] < reranking["queries"]
+        assert partial.warnings[0].startswith(f"The large model did not answer {partial.large_model['failed']} of 160 req")
+        assert f"and {reranking['unanswered']} of {reranking['queries']} requests to order a" in partial.warnings[0]
+        labels = read_run(tmp_path / "out" / "work" / "runs" / "labels.run")
+        assert len(labels) == reranking["queries"] - reranking["unanswered"]  # and no list in the order it had
+        dev = Collection(tmp_path / "out" / "collection").qrels("dev")
+        assert {each.queries for each in partial.rankers} == {len(dev.keys() & labels.keys())}
+        server.faults = lambda *_: None
         findings = specialise(asked)
+        assert findings.large_model["failed"] == findings.large_model["reranking"]["unanswered"] == 0
+        assert not any("did not answer" in each for each in findings.warnings)
         assert any(body["messages"][-1]["content"].startswith("Mine: order the 6") for body in server.bodies)
         assert findings.large_model["usd"] == findings.large_model["prompt_tokens"]
         count = len(server.bodies)
