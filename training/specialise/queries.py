@@ -72,9 +72,12 @@ def make_queries(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages, ju
     """
     passages = content_hash(folder.passages)
     find = FindRecipe(
-        collection=folder.passages, out=folder.found, kinds=recipe.found or FOUND, language=recipe.language
-    )
-    job: dict[str, Any] = {"passages": passages, "kinds": find.kinds, "language": recipe.language}
+        collection=folder.passages, out=folder.found, kinds=recipe.found or FOUND, language=recipe.language,
+        max_documents=1,
+    )  # fmt: skip
+    job: dict[str, Any] = {
+        "passages": passages, "kinds": find.kinds, "language": recipe.language, "max_documents": find.max_documents
+    }  # fmt: skip
     stages.run("find", job, [folder.found], lambda: dict(find_queries(find)["figures"]))
     source = _asked(recipe, folder, stages)
     files, usage = _made(recipe, folder, stages, source)
