@@ -22,7 +22,7 @@ from drama_models.errors import CollectionError, RecipeError
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.model_folder import find_model_folder
 from drama_models.provenance import installed_versions, plain_settings
-from training.augment.chunk import ChunkRecipe, chunk
+from training.augment.chunk import ChunkRecipe, check_outside, chunk
 from training.augment.cross_encoder import load_cross_encoder
 from training.augment.deduplicate import DeduplicateRecipe, deduplicate
 from training.augment.filter import FilterRecipe, filter_examples
@@ -67,7 +67,8 @@ def specialise(recipe: SpecialiseRecipe) -> Findings:
         CollectionError: no documents, too few of them, nothing left after the filters, or malformed judgements.
         ModelFolderError: the model, a teacher or the reranker is missing or incomplete.
         EndpointError: the large model does not answer; what it has answered is kept.
-        RecipeError: the folder holds something else, or a run with other settings, or one that is under way.
+        RecipeError: the folder holds something else, or a run with other settings, or one that is under way; or it
+            lies among the documents.
         TrainingError: the loss became non-finite.
     """
     folder = RunFolder(recipe.out)
@@ -138,6 +139,7 @@ def _specialise(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> 
 
 def _begin(recipe: SpecialiseRecipe, folder: RunFolder) -> None:
     """Whether the run's folder is new, or of the same settings."""
+    check_outside(recipe.out, recipe.documents)
     settings = plain_settings(recipe)
     if folder.settings.is_file():
         was = changed_settings(json.loads(folder.settings.read_text(encoding="utf-8")), settings)

@@ -97,6 +97,10 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
         ((*chunk, tmp_path / "empty"), "holds no documents"),
         ((*chunk, tmp_path / "image.txt"), "1 files skipped (binary: image.txt)"),
         ((*chunk, tmp_path / "twice.jsonl"), "line 2: id 'a' was used in line 1"),
+        (
+            ("chunk", "--model", llama_folder, "--documents", documents, "--out", documents / "in" / "out"),
+            "would be read as documents the next time; choose an --out elsewhere",
+        ),
         (("deduplicate", "--collection", tmp_path / "empty", *out), "There is no corpus.jsonl"),
         (
             ("generate", "--collection", tmp_path / "passages", *llm, *out),
