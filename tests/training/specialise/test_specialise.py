@@ -21,8 +21,11 @@ from tests.training.specialise.documents import QUICK, write_manuals
 from training.__main__ import COMMANDS
 from training.data.examples import read_examples
 from training.specialise.findings import Findings
+from training.specialise.layout import RunFolder
+from training.specialise.queries import make_queries
 from training.specialise.settings import SpecialiseRecipe
 from training.specialise.specialise import specialise
+from training.specialise.stages import Stages
 from training.specialise.verdict import summary
 
 
@@ -101,6 +104,19 @@ def test_the_findings_are_what_the_runs_say(made: Path, retriever_folder: Path) 
     assert findings.corpus.skipped == {"binary": ["logo.txt"]}
     assert sum(findings.corpus.split.values()) == findings.corpus.documents - 1 == 40
     assert "'003'" in next(each for each in findings.warnings if "judgements" in each)
+
+
+def test_what_two_documents_are_called_is_no_query(tmp_path: Path) -> None:
+    titles = ["Release notes", "release  Notes", *(f"Page about animal {number}" for number in range(10))]
+    records = [
+        {"_id": f"{n}:0", "title": title, "text": f"Text number {n} is of some length.", "document": str(n)}
+        for n, title in enumerate(titles)
+    ]
+    folder = RunFolder(tmp_path)
+    Collection.write(folder.passages, records)
+    make_queries(recipe(tmp_path, tmp_path, tmp_path, found=("title",), crops=0), folder, Stages(tmp_path), set())
+    asked = {each.query for each in read_examples(folder.queries)} | set(Collection(folder.collection).queries().values())
+    assert asked == set(titles[2:])
 
 
 def test_the_users_own_queries_are_never_trained_on(made: Path) -> None:
@@ -228,6 +244,9 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "no folder": (lambda folder: {"documents": folder / "absent"}, "There are no documents at"),
     "an empty folder": (_empty, "holds no documents"),
     "a binary file": (_binary, r"holds no documents \(1 files skipped \(binary: a\.txt\)\)"),
+    "a run among the documents": (
+        lambda folder: {"documents": folder, "out": folder / "docs" / "out"}, "would be read as documents the next time"
+    ),
     "few documents": (_few, "There are 4 documents with passages, and at least 10 are needed"),
     "no model": (lambda folder: {"model": folder / "absent"}, "absent"),
     "no teacher": (lambda folder: {"teacher": str(folder / "nobody")}, "nobody"),
@@ -272,6 +291,21 @@ def test_nothing_left_after_the_filters_is_one_sentence(
     (tmp_path / "zoo" / ".stages" / "labels.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(DramaError, match="passed the filters"):
         specialise(recipe(manuals, retriever_folder, tmp_path / "zoo", qrels=judged))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate=-1.0 must be positive"),
+        ({"epochs": float("nan")}, "epochs=nan and"),
+        ({"max_tokens": 5}, "max_tokens=5 must be at least 10"),
+        ({"workers": -1}, "workers=-1 and"),
+        ({"seed": -1}, "seed=-1 not negative"),
+    ],
+)
+def test_settings_that_a_later_stage_would_refuse_are_refused_at_once(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe(Path(), Path(), Path(), **changes)
 
 
 def test_the_command_knows_both_spellings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
