@@ -93,8 +93,8 @@ def load_cross_encoder(model: str, device: str | None = None) -> CrossEncoder:
         raise ModelFolderError(f"{model} gives {loaded.num_labels} scores; pass a cross-encoder with one.")
     if untrained:
         raise ModelFolderError(
-            f"{model} is no cross-encoder: it has no weights for a score ({', '.join(untrained)}), which would be drawn "
-            "at random; pass a model that was trained to score pairs."
+            f"{model} is no cross-encoder: it has no weights for a score ({', '.join(untrained)}), which would be "
+            "drawn at random; pass a model that was trained to score pairs."
         )
     return loaded
 

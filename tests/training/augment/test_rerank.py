@@ -341,7 +341,9 @@ def test_an_encoder_is_no_cross_encoder(cross_encoder: Path, retriever_folder: P
     weights = load_file(headless / "model.safetensors")
     kept = {name: each for name, each in weights.items() if not name.startswith("classifier")}
     save_file(kept, headless / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelFolderError, match=r"\(classifier\.bias, classifier\.weight\), which would be drawn at ran"):
+    with pytest.raises(
+        ModelFolderError, match=r"\(classifier\.bias, classifier\.weight\), which would be drawn at ran"
+    ):
         CrossEncoderReranker(str(headless), **settings)
 
 

@@ -115,7 +115,9 @@ def test_what_two_documents_are_called_is_no_query(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     Collection.write(folder.passages, records)
     make_queries(recipe(tmp_path, tmp_path, tmp_path, found=("title",), crops=0), folder, Stages(tmp_path), set())
-    asked = {each.query for each in read_examples(folder.queries)} | set(Collection(folder.collection).queries().values())
+    asked = {each.query for each in read_examples(folder.queries)} | set(
+        Collection(folder.collection).queries().values()
+    )
     assert asked == set(titles[2:])
 
 
@@ -187,7 +189,9 @@ def test_a_large_model_writes_queries_and_orders_lists(
         partial = specialise(asked)
         reranking = partial.large_model["reranking"]
         assert 0 < reranking["unanswered"] < reranking["queries"]
-        assert partial.warnings[0].startswith(f"The large model did not answer {partial.large_model['failed']} of 160 req")
+        assert partial.warnings[0].startswith(
+            f"The large model did not answer {partial.large_model['failed']} of 160 req"
+        )
         assert f"and {reranking['unanswered']} of {reranking['queries']} requests to order a" in partial.warnings[0]
         labels = read_run(tmp_path / "out" / "work" / "runs" / "labels.run")
         assert len(labels) == reranking["queries"] - reranking["unanswered"]  # and no list in the order it had

@@ -72,7 +72,9 @@ def test_what_a_large_model_did_not_answer_is_warned_of() -> None:
     lists = {"queries": 51, "unanswered": 21}
     assert unanswered({}) == unanswered({"answers": 90, "failed": 0, "reranking": lists | {"unanswered": 0}}) == []
     (both,) = unanswered({"answers": 52, "failed": 38, "reranking": lists})
-    assert both.startswith("The large model did not answer 38 of 90 requests for queries and 21 of 51 requests to order")
+    assert both.startswith(
+        "The large model did not answer 38 of 90 requests for queries and 21 of 51 requests to order"
+    )
     (one,) = unanswered({"answers": 90, "failed": 0, "reranking": lists})
     assert one.startswith("The large model did not answer 21 of 51 requests to order a list, which are not trained on")
 
