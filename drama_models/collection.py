@@ -186,7 +186,7 @@ class Collection:
                     continue
                 try:
                     record = storable_json(json.loads(line))
-                except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                except (ValueError, RecursionError) as error:
                     raise CollectionError(
                         f"{path}, line {number}: not valid JSON ({error}); each line must be one object in UTF-8."
                     ) from None
