@@ -80,6 +80,7 @@ def test_the_best_rise_through_all_windows(tmp_path: Path, count: int) -> None:
     with serving(by_size) as server:
         judge = reranker(server.url, tmp_path / "answers")
         (order,) = judge.rerank(["query"], [[f"value {value}" for value in values]])
+    assert order is not None
     assert sorted(order) == list(range(count))
     best = sorted(range(count), key=lambda place: -values[place])
     assert order[:10] == best[:10]  # a window hands its upper half on to the next
@@ -192,10 +193,11 @@ def test_a_hostile_document_does_not_promote_itself_with_a_gullible_model(
             passages = ["filler one", "filler two", "filler three"]
             passages[place % 3] = text
             (order,) = judge.rerank([f"query {place}"], [[*passages, honest]])
+            assert order is not None
             assert order[0] == 3, text
         monkeypatch.setattr("training.augment.rerank.neutralise", str)
-        fooled = [judge.rerank([f"again {text}"], [["one", text, "two", honest]])[0][0] != 3 for text in HOSTILE]
-        assert sum(fooled) >= 4  # the model is gullible indeed
+        orders = [judge.rerank([f"again {text}"], [["one", text, "two", honest]])[0] for text in HOSTILE]
+        assert sum(order is not None and order[0] != 3 for order in orders) >= 4  # the model is gullible indeed
 
 
 def test_a_run_is_reranked_by_a_model_and_goes_on_from_its_answers(collection_folder: Path, tmp_path: Path) -> None:
