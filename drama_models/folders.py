@@ -100,7 +100,7 @@ def sha256_of_folder(folder: str | Path) -> str:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder)
         if not any(part.startswith(".") for part in name.parts):
-            digest.update(f"{name.as_posix()}\0{sha256_of_file(path)}\n".encode())
+            digest.update(os.fsencode(name.as_posix()) + f"\0{sha256_of_file(path)}\n".encode())
     return digest.hexdigest()
 
 

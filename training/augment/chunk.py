@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from drama_models.collection import Collection
+from drama_models.errors import RecipeError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import write_provenance
 from drama_models.tokenisation import load_tokenizer
@@ -84,7 +85,9 @@ def chunk(recipe: ChunkRecipe) -> dict[str, Any]:
     Raises:
         CollectionError: no documents, or a malformed one.
         ModelFolderError: the folder has no tokenizer.
+        RecipeError: the collection would lie among the documents.
     """
+    check_outside(recipe.out, recipe.documents)
     tokenizer = load_tokenizer(recipe.model, set_ends=False)
     skipped = SkippedFiles()
     counts = {"documents": 0, "passages": 0}
@@ -99,6 +102,18 @@ def chunk(recipe: ChunkRecipe) -> dict[str, Any]:
         Collection.write(partial, records())
         figures = counts | {"skipped": skipped.reasons}
         return write_provenance(partial, stage="training.chunk", recipe=recipe, inputs={}, figures=figures)
+
+
+def check_outside(out: Path, documents: Path) -> None:
+    """Refuse to write among the documents, where the next call would read it as one.
+
+    Raises:
+        RecipeError: `out` is the folder of documents or lies below it.
+    """
+    if out.resolve().is_relative_to(documents.resolve()):
+        raise RecipeError(
+            f"{out} lies in {documents}, and would be read as documents the next time; choose an --out elsewhere."
+        )
 
 
 def passages(

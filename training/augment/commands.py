@@ -66,7 +66,8 @@ def _mine(arguments: list[str]) -> str:
 
     recipe = parse_recipe(MineRecipe, arguments, command=f"{PROGRAM} mine")
     made = f"made {recipe.out}: {recipe.teacher}'s lists for {mine(recipe):,} queries"
-    folders = f"--collection {recipe.collection} --run {recipe.out}"
+    queries = f" --examples {recipe.examples}" if recipe.examples else ""
+    folders = f"--collection {recipe.collection}{queries} --run {recipe.out}"
     return f"{made}; next: {PROGRAM} rerank {folders} --cross_encoder MODEL --out RERANKED"
 
 
@@ -75,11 +76,14 @@ def _rerank(arguments: list[str]) -> str:
 
     recipe = parse_recipe(RerankRecipe, arguments, command=f"{PROGRAM} rerank")
     figures = rerank(recipe)
-    made = f"made {recipe.out}: {figures.queries:,} lists"
+    made = f"made {recipe.out}: {figures.queries - figures.unanswered:,} lists"
     if recipe.llm is not None:
-        made += f", {figures.incomplete:,} of {figures.windows:,} answers incomplete, {figures.unanswered:,} missing"
+        made += (
+            f", {figures.incomplete:,} of {figures.windows:,} answers incomplete, {figures.unanswered:,} lists left out"
+        )
+    folders = f"--collection {recipe.collection} --examples {recipe.examples or 'EXAMPLES'}"
     runs = f"--retriever_run {recipe.run} --teacher_run {recipe.out}"
-    return f"{made}; next: {PROGRAM} filter --examples EXAMPLES {runs} --out FILTERED"
+    return f"{made}; next: {PROGRAM} filter {folders} {runs} --out FILTERED"
 
 
 def _filter(arguments: list[str]) -> str:

@@ -12,7 +12,7 @@ import json
 import sqlite3
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from drama_models.folders import sha256_of_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from sentence_transformers import CrossEncoder
 
     Pair = tuple[str, str]  # query, passage
 
@@ -32,30 +34,21 @@ class CrossEncoderReranker:
 
     Args:
         model: folder or hub name.
-        max_length: tokens of query and passage together.
+        max_length: tokens of query and passage together; the model's own limit, where that is lower.
         batch_size: pairs scored at once.
         device: such as cuda; a GPU if there is one by default.
         cache: file of the scores, made if absent; None keeps none.
 
     Raises:
-        ModelFolderError: it cannot be loaded, or gives more than one score.
+        ModelFolderError: it cannot be loaded, gives more than one score, or has no weights for it, as an encoder.
         CollectionError: the cache is something else.
     """
 
     def __init__(
         self, model: str, *, max_length: int, batch_size: int, device: str | None = None, cache: Path | None = None
     ) -> None:
-        from sentence_transformers import CrossEncoder
-
-        try:
-            self._model = CrossEncoder(model, max_length=max_length, device=device)
-        except (OSError, ValueError, KeyError) as error:
-            words = " ".join(str(error).split())[:200]
-            raise ModelFolderError(
-                f"{model} is no cross-encoder that can be loaded ({words}); pass its folder."
-            ) from None
-        if self._model.num_labels != 1:
-            raise ModelFolderError(f"{model} gives {self._model.num_labels} scores; pass a cross-encoder with one.")
+        self._model = load_cross_encoder(model, device)
+        self._model.max_seq_length = min(max_length, self._model.max_seq_length or max_length)
         self._batch_size = batch_size
         self._kept = KeptScores(cache, f"{cross_encoder_identity(model)}:{max_length}") if cache else None
 
@@ -85,6 +78,42 @@ class CrossEncoderReranker:
             pairs, batch_size=self._batch_size, show_progress_bar=False, activation_fn=Identity()
         )
         return list(np.asarray(scores, dtype=np.float64).tolist())
+
+
+def load_cross_encoder(model: str, device: str | None = None) -> CrossEncoder:
+    """A sentence-transformers CrossEncoder that gives one score.
+
+    Raises:
+        ModelFolderError: it cannot be loaded, gives more than one score, or has no weights for it, as an encoder.
+    """
+    from sentence_transformers import CrossEncoder
+
+    try:
+        loaded = CrossEncoder(model, device=device)
+        untrained = _untrained_head(loaded[0])
+    except (OSError, ValueError, KeyError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise ModelFolderError(f"{model} is no cross-encoder that can be loaded ({words}); pass its folder.") from None
+    if loaded.num_labels != 1:
+        raise ModelFolderError(f"{model} gives {loaded.num_labels} scores; pass a cross-encoder with one.")
+    if untrained:
+        raise ModelFolderError(
+            f"{model} is no cross-encoder: it has no weights for a score ({', '.join(untrained)}), which would be "
+            "drawn at random; pass a model that was trained to score pairs."
+        )
+    return loaded
+
+
+def _untrained_head(module: Any) -> list[str]:
+    """Weights between a classifier's encoder and its score that its files lack; stock classes draw them at random."""
+    from transformers import AutoModelForSequenceClassification
+
+    if module.transformer_task != "sequence-classification":  # the score is a token's, or a module's of its own
+        return []
+    model, loaded = AutoModelForSequenceClassification.from_pretrained(
+        module.model.name_or_path, output_loading_info=True, device_map="meta"
+    )
+    return sorted(name for name in loaded["missing_keys"] if not name.startswith(f"{model.base_model_prefix}."))
 
 
 class KeptScores:

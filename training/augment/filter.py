@@ -288,4 +288,10 @@ def _record(example: TrainingExample, instead: str | None) -> dict[str, Any]:
 def _read_ids(path: Path) -> set[str]:
     if not path.is_file():
         raise CollectionError(f"There is no file of ids at {path}; pass one with an id on each line.")
-    return set(path.read_text(encoding="utf-8").split("\n")) - {""}
+    ids = set()
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            ids.add(line.rstrip(b"\r").decode())
+        except UnicodeDecodeError:
+            raise CollectionError(f"{path}, line {number}: not text in UTF-8; save the file as such.") from None
+    return ids - {""}

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 PASSING_STATUSES = {408, 409, 425, 429}  # and 5xx
+UNFIT_STATUSES = {400, 413, 422}  # too long, not allowed, not understood
 LONGEST_WAIT_S = 60.0
 REPORT_EVERY_S = 10.0
 BLOCK_REQUESTS = 4096  # held in memory together; their answers are given out in order
@@ -164,6 +165,10 @@ class _RejectedError(Exception):
     """A request that will never be answered."""
 
 
+class _UnfitError(_RejectedError):
+    """A request that will never be answered for what it holds; others may be."""
+
+
 class ChatClient:
     """Asks an endpoint, through a cache.
 
@@ -254,7 +259,7 @@ class ChatClient:
             except _UnreachableError as error:
                 raise self._stop(f"There is no answer from {self.endpoint.url} ({error}); start the server") from None
             except (_PassingError, _RejectedError) as error:
-                self._set_aside(str(error))
+                self._set_aside(error)
             else:
                 cache.put(key, answer)
                 self.this_run.answered += 1
@@ -313,6 +318,8 @@ class ChatClient:
                 f"{self.endpoint.url} has no chat completions of model {self.endpoint.model!r} "
                 f"({self._said(response)}); check the address, which usually ends in /v1, and the model's name"
             )
+        if status in UNFIT_STATUSES:
+            raise _UnfitError(self._said(response))
         if status != 200:
             raise _RejectedError(self._said(response))
 
@@ -350,9 +357,12 @@ class ChatClient:
         asked = answer.prompt_tokens * self.endpoint.usd_per_million_prompt_tokens
         return (asked + answer.answer_tokens * self.endpoint.usd_per_million_answer_tokens) / 1e6
 
-    def _set_aside(self, reason: str) -> None:
+    def _set_aside(self, error: Exception) -> None:
+        reason = str(error)
         self.this_run.failed += 1
         self.this_run.reasons[reason] += 1
+        if isinstance(error, _UnfitError) and self.this_run.cached:
+            return  # a run before this one was answered: those that it could not ask now come in a row
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= FAILURES_IN_A_ROW:
             raise self._stop(

@@ -7,6 +7,7 @@ the folder, so that whatever is made of it can be traced back. Files that hold n
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from training.augment.sentences import word_count
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from markdown_it.token import Token
+
 SUFFIXES = (".txt", ".md", ".markdown", ".html", ".htm", ".jsonl", ".pdf")
 BYTE_ORDER_MARKS = {
     b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32",
@@ -30,6 +33,7 @@ DAMAGED_SHARE = 0.001  # of characters; a few stray bytes do not make a file ano
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 LONGEST_TITLE_WORDS = 12
 SENTENCE_END = re.compile(r"[.!:;,\u3002\uff01\u0964\u06d4]\W*$")  # a question may be a title
+LINE_BREAK = re.compile(r"<br\b", re.IGNORECASE)
 FRONT_MATTER = re.compile(r"\A---\n.*?\n(?:---|\.\.\.)\n", re.DOTALL)
 HIDDEN = ["script", "style", "noscript", "template", "nav", "iframe", "svg", "form"]
 BLOCKS = {
@@ -97,7 +101,7 @@ def read_documents(source: str | Path, skipped: SkippedFiles | None = None) -> I
     count = 0
     for path in [source] if source.is_file() else _files(source):
         name = path.name if source.is_file() else path.relative_to(source).as_posix()
-        for document in _read_file(path, quote(name, safe="/"), skipped):
+        for document in _read_file(path, quote(os.fsencode(name), safe="/"), skipped):
             count += 1
             yield document
     if not count:
@@ -153,7 +157,7 @@ def _read_file(path: Path, name: str, skipped: SkippedFiles) -> Iterator[SourceD
         return
     title, blocks, reason = _read_text(path, suffix) if suffix != ".pdf" else _read_pdf(path)
     if blocks:
-        yield SourceDocument(name, title or path.stem, blocks)
+        yield SourceDocument(name, title or storable(path.stem), blocks)
     else:
         skipped.add(name, reason)
 
@@ -195,7 +199,7 @@ def markdown_blocks(text: str) -> tuple[str, list[Block]]:
     tokens = MarkdownIt("commonmark").enable("table").parse(FRONT_MATTER.sub("", text))
     for before, token in zip([None, *tokens], tokens, strict=False):
         if token.type == "inline":
-            parts = (" " if part.type.endswith("break") else part.content for part in token.children or ())
+            parts = map(_shown, token.children or ())
             heading = before is not None and before.type == "heading_open"
             blocks.append(Block(" ".join("".join(parts).split()), heading))
         elif token.type in ("fence", "code_block"):
@@ -204,6 +208,13 @@ def markdown_blocks(text: str) -> tuple[str, list[Block]]:
             blocks += html_blocks(token.content)[1]
     blocks = [block for block in blocks if block.text]
     return next((block.text for block in blocks if block.heading), ""), blocks
+
+
+def _shown(part: Token) -> str:
+    """What a reader sees of a part of a line: of tags and comments a line break alone."""
+    if part.type.endswith("break") or (part.type == "html_inline" and LINE_BREAK.match(part.content)):
+        return " "
+    return "" if part.type == "html_inline" else part.content
 
 
 def html_blocks(text: str) -> tuple[str, list[Block]]:
@@ -269,13 +280,15 @@ def _read_json_lines(path: Path, name: str) -> Iterator[SourceDocument]:
                 continue
             try:
                 record = json.loads(text)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # also of numbers and nesting that Python does not read
+                words = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
                 raise CollectionError(
-                    f"{path}, line {number}: not valid JSON ({error.msg}); each line must be one object."
+                    f"{path}, line {number}: not valid JSON ({words}); each line must be one object."
                 ) from None
             if not isinstance(record, dict) or not isinstance(record.get("text"), str):
                 raise CollectionError(f"{path}, line {number}: expected an object with a string `text`.")
-            key = storable(str(record.get("_id", record.get("id", number))))
+            given = (record.get("_id"), record.get("id"), number)
+            key = storable(str(next(each for each in given if each is not None)))
             if key in seen:
                 raise CollectionError(
                     f"{path}, line {number}: id {key!r} was used in line {seen[key]}; ids must be unique."

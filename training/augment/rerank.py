@@ -2,7 +2,8 @@
 
 Listwise, as in DRAMA (section 3.1.3): twenty passages in one prompt, the answer an order `[3] > [1] > ...`. A longer
 list is gone through from its end in overlapping windows, so that the best rise to the top (RankGPT). What is not
-named keeps its place behind what is, and incomplete answers are counted.
+named keeps its place behind what is, and incomplete answers are counted. A list that the model gave no answer for is
+left out: its old order, with ranks for scores, would be taken for what the model thinks.
 
 DRAMA, https://arxiv.org/abs/2502.18460; Sun et al., 2023, "Is ChatGPT Good at Search?", https://arxiv.org/abs/2304.09542
 """
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drama_models.collection import Collection
-from drama_models.errors import CollectionError
+from drama_models.errors import CollectionError, EndpointError
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.tokenisation import load_tokenizer
 from training.augment.cross_encoder import CrossEncoderReranker, cross_encoder_identity
@@ -145,7 +146,7 @@ class RerankFigures:
     incomplete: int = 0
     """Answers that left passages out."""
     unanswered: int = 0
-    """Windows that kept their order since the model gave no answer."""
+    """Lists left out since the model gave no answer for one of their windows."""
     shortened: int = 0
     """Passages cut to keep a prompt within its budget."""
     usage: dict[str, Any] = field(default_factory=dict)
@@ -195,8 +196,8 @@ class ListwiseReranker:
             load_tokenizer(settings.tokenizer, set_ends=False) if settings.tokenizer else None
         )
 
-    def rerank(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[list[int]]:
-        """New order of each query's passages.
+    def rerank(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[list[int] | None]:
+        """New order of each query's passages; None where the model gave no answer.
 
         Args:
             queries: texts.
@@ -210,22 +211,28 @@ class ListwiseReranker:
         """
         orders = [list(range(len(texts))) for texts in passages]
         spans = [windows(len(texts), self.settings.window, self.settings.step) for texts in passages]
+        unanswered: set[int] = set()
         for round_number in range(max(map(len, spans), default=0)):
             asked = []
             for number, span in enumerate(spans):
+                if number in unanswered:
+                    continue
                 for start, end in span[round_number : round_number + 1]:
                     shown = [passages[number][place] for place in orders[number][start:end]]
                     if len(shown) > 1:
                         asked.append(((number, start, end), self._request(queries[number], shown)))
             for (number, start, end), answer in self.client.ask(asked, total=len(asked)):
                 self.figures.windows += 1
-                self.figures.unanswered += answer is None
-                found = parse_order(answer.text if answer else "", end - start)
-                self.figures.incomplete += answer is not None and not found.complete
+                if answer is None:
+                    unanswered.add(number)
+                    continue
+                found = parse_order(answer.text, end - start)
+                self.figures.incomplete += not found.complete
                 members = orders[number][start:end]
                 orders[number][start:end] = [members[place - 1] for place in found.order]
         self.figures.queries += len(queries)
-        return orders
+        self.figures.unanswered += len(unanswered)
+        return [None if number in unanswered else order for number, order in enumerate(orders)]
 
     def _request(self, query: str, passages: list[str]) -> ChatRequest:
         shown = "\n".join(
@@ -259,7 +266,7 @@ def rerank(recipe: RerankRecipe) -> RerankFigures:
 
     Raises:
         CollectionError: a malformed collection or run, or one that names unknown ids.
-        EndpointError: the endpoint does not answer.
+        EndpointError: the endpoint does not answer, or orders no list.
         ModelFolderError: the cross-encoder cannot be loaded.
     """
     lists = _lists(recipe)
@@ -308,8 +315,15 @@ def _rerank_listwise(
         while block := list(islice(lists, LISTWISE_QUERIES)):
             orders = reranker.rerank([query for _, query, _ in block], [passages.of(hits) for _, _, hits in block])
             for (key, _, hits), order in zip(block, orders, strict=True):
+                if order is None:
+                    continue
                 ranked = [(hits[place][0], float(len(order) - rank)) for rank, place in enumerate(order)]
                 file.writelines(run_lines(key, ranked, name))
+        if reranker.figures.unanswered == reranker.figures.queries:
+            raise EndpointError(
+                f"{llm.model} put none of {reranker.figures.queries:,} lists in order "
+                f"({client.this_run.reasons.most_common(1)[0][0]}); look at the server's log."
+            )
     reranker.figures.usage = asdict(client.usage)
     return reranker.figures
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -120,32 +121,52 @@ def stream_run(path: str | Path) -> Iterator[tuple[str, Hits]]:
     """Each query of a TREC run with its hits by falling score, ties as in the file; one query is held at a time.
 
     Raises:
-        CollectionError: no such file, a malformed line, or a query whose lines are not together.
+        CollectionError: no such file, a malformed line, a score that is not finite, a document twice in one list, or a
+            query whose lines are not together.
     """
     path = Path(path)
     if not path.is_file():
         raise CollectionError(f"There is no run at {path}; pass a TREC run file, such as `mine` makes.")
     seen: set[str] = set()
-    query, hits = "", Hits()
-    with path.open(encoding="utf-8") as file:
+    query, hits = "", dict[str, float]()
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            fields = line.split()
-            try:
-                key, _, document, _, score, *_ = fields
-                value = float(score)
-            except ValueError:
-                raise CollectionError(
-                    f"{path}, line {number}: expected `query Q0 document rank score name`, found {line.strip()[:80]!r}."
-                ) from None
+            key, document, score = _fields(path, number, line)
             if key != query:
                 if hits:
-                    yield query, sorted(hits, key=lambda hit: -hit[1])
+                    yield query, _by_score(hits)
                 if key in seen:
                     raise CollectionError(
                         f"{path}, line {number}: lines of query {key!r} must stand together; sort the file by query."
                     )
                 seen.add(key)
-                query, hits = key, []
-            hits.append((document, value))
+                query, hits = key, {}
+            if document in hits:
+                raise CollectionError(
+                    f"{path}, line {number}: document {document!r} occurs twice in the list of query {query!r}; leave "
+                    "one of them out."
+                )
+            hits[document] = score
     if hits:
-        yield query, sorted(hits, key=lambda hit: -hit[1])
+        yield query, _by_score(hits)
+
+
+def _fields(path: Path, number: int, line: bytes) -> tuple[str, str, float]:
+    """Query, document and score of a line."""
+    try:
+        query, _, document, _, score, *_ = line.decode().split()
+        value = float(score)
+    except ValueError:
+        found = line[:80].decode("utf-8", "replace").strip()
+        raise CollectionError(
+            f"{path}, line {number}: expected `query Q0 document rank score name` in UTF-8, found {found!r}."
+        ) from None
+    if not math.isfinite(value):
+        raise CollectionError(
+            f"{path}, line {number}: the score of document {document!r} is {score}; it must be finite."
+        )
+    return query, document, value
+
+
+def _by_score(hits: dict[str, float]) -> Hits:
+    return sorted(hits.items(), key=lambda hit: -hit[1])

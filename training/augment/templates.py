@@ -74,7 +74,7 @@ def load_prompt(name: str, folder: Path | None = None) -> Prompt:
         RecipeError: no such prompt, or a file without the parts.
     """
     path = _find(f"{name}.txt", folder)
-    pieces = PART.split(path.read_text(encoding="utf-8"))
+    pieces = PART.split(_text(path))
     parts = dict(zip(pieces[1::2], (piece.strip() for piece in pieces[2::2]), strict=True))
     if not parts.get("user"):
         raise RecipeError(f"{path} must have a part that starts with the line `=== user`.")
@@ -93,11 +93,11 @@ def load_examples(kind: str, folder: Path | None = None) -> list[dict[str, str]]
     """
     path = _find("drama-examples.jsonl" if kind == "drama" else "examples.jsonl", folder)
     examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
         try:
             record = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError as error:
-            raise RecipeError(f"{path}, line {number}: not valid JSON ({error.msg}).") from None
+        except (ValueError, RecursionError) as error:
+            raise RecipeError(f"{path}, line {number}: not valid JSON ({error}); write one object a line.") from None
         if isinstance(record, dict) and {"passage", kind} <= record.keys():
             examples.append({key: str(value) for key, value in record.items()})
     if not examples:
@@ -113,7 +113,20 @@ def draw_examples(examples: list[dict[str, str]], count: int, seed: str) -> list
 def show_prompts(folder: Path | None = None) -> str:
     """All prompts with the paths of their files, for reading and copying."""
     paths = sorted({_find(path.name, folder) for path in SHIPPED.iterdir()}, key=lambda path: path.name)
-    return "\n\n".join(f"--- {path}\n{path.read_text(encoding='utf-8').strip()}" for path in paths)
+    return "\n\n".join(f"--- {path}\n{_text(path).strip()}" for path in paths)
+
+
+def _text(path: Path) -> str:
+    """What a file holds.
+
+    Raises:
+        RecipeError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{path}, line {number}: not text in UTF-8; save the file as such.") from None
 
 
 def _find(name: str, folder: Path | None) -> Path:

@@ -78,7 +78,7 @@ def read_examples(path: str | Path) -> Iterator[TrainingExample]:
                 continue
             try:
                 record = storable_json(json.loads(line))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise CollectionError(_malformed(path, number, str(error))) from None
             yield parse_example(record, path, number)
 

@@ -93,7 +93,8 @@ def _read_lines(path: Path) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
                 f'{path}, line {number}: expected {{"query": "a question", "documents": ["guide/install.md"]}}, found '
                 f"{line[:80].decode('utf-8', 'replace')!r}."
             )
-        key = str((record or {}).get("_id", f"line-{number}"))
+        given = (record or {}).get("_id")
+        key = f"line-{number}" if given is None else str(given)
         if key in queries:
             raise CollectionError(f"{path}, line {number}: id {key!r} is used twice; ids must be unique.")
         queries[key], named[key] = query, dict.fromkeys(documents, 1)
@@ -103,7 +104,7 @@ def _read_lines(path: Path) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         record = storable_json(json.loads(line))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

@@ -188,15 +188,17 @@ def _label(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages, rankers:
         job |= {"reranker": cross_encoder_identity(recipe.reranker)}
     else:
         job |= {"reranker": recipe.llm_model, "prompts": content_hash(recipe.prompts) if recipe.prompts else None}
-    return stages.run(LABELS, job, out, lambda: asdict(rerank(asking)))
+    return stages.run(LABELS, job, out, lambda: asdict(rerank(asking)), complete=lambda made: not made["unanswered"])
 
 
 def _quality(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages, rankers: Rankers) -> list[RankerQuality]:
-    """nDCG@10 of each ranker on the dev queries."""
+    """nDCG@10 of each ranker on the dev queries; on those with labels, where a large model did not answer for all."""
     labelled_here = recipe.reranker is None and recipe.endpoint is None
     roles = {name: "teacher" if labelled_here and name in rankers.teachers else "retriever" for name in rankers.names}
     roles |= {MODEL: MODEL, LABELS: LABELS}
     qrels = Collection(folder.collection).qrels("dev")
+    labelled = _dev_lists(folder.run(LABELS), qrels)
+    qrels = {key: grades for key, grades in qrels.items() if key in labelled} or qrels
 
     def measure() -> dict[str, float]:
         return {name: evaluate(_dev_lists(folder.run(name), qrels), qrels, [METRIC])[METRIC] for name in roles}

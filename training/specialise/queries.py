@@ -72,9 +72,12 @@ def make_queries(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages, ju
     """
     passages = content_hash(folder.passages)
     find = FindRecipe(
-        collection=folder.passages, out=folder.found, kinds=recipe.found or FOUND, language=recipe.language
-    )
-    job: dict[str, Any] = {"passages": passages, "kinds": find.kinds, "language": recipe.language}
+        collection=folder.passages, out=folder.found, kinds=recipe.found or FOUND, language=recipe.language,
+        max_documents=1,
+    )  # fmt: skip
+    job: dict[str, Any] = {
+        "passages": passages, "kinds": find.kinds, "language": recipe.language, "max_documents": find.max_documents
+    }  # fmt: skip
     stages.run("find", job, [folder.found], lambda: dict(find_queries(find)["figures"]))
     source = _asked(recipe, folder, stages)
     files, usage = _made(recipe, folder, stages, source)
@@ -138,7 +141,10 @@ def _made(
         )  # fmt: skip
         prompts = content_hash(recipe.prompts) if recipe.prompts else None
         asked = job | {"model": recipe.llm_model, "kinds": asking.kinds, "prompts": prompts}
-        figures = stages.run("generate", asked, [asking.out], lambda: dict(generate(asking)["figures"]))
+        figures = stages.run(
+            "generate", asked, [asking.out], lambda: dict(generate(asking)["figures"]),
+            complete=lambda made: not made["usage"]["failed"],
+        )  # fmt: skip
         usage = {"model": recipe.llm_model} | figures["usage"] | {"rejected": sum(figures["rejected"].values())}
         files.append(asking.out / "examples.jsonl")
     return files, usage

@@ -6,6 +6,7 @@ the training, which are for collections of hundreds to a hundred thousand passag
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FEWEST_DOCUMENTS = 10
+FEWEST_TOKENS = 10  # of a passage: `chunk` leaves shorter ones out than 8, and two are its ends
 FREE_SETTINGS = (
     "out",
     "documents",
@@ -122,11 +124,17 @@ class SpecialiseRecipe:
                 f"test_queries={self.test_queries}, dev_queries={self.dev_queries}, max_passages={self.max_passages}, "
                 f"batch_size={self.batch_size} and patience={self.patience} must be at least 1."
             )
-        if self.candidates < 2 or self.epochs <= 0 or (self.crops or 0) < 0:
+        if self.candidates < 2 or min(self.crops or 0, self.workers, self.seed) < 0:
             raise ValueError(
-                f"candidates={self.candidates} must be at least 2, epochs={self.epochs} positive and "
-                f"crops={self.crops} not negative."
+                f"candidates={self.candidates} must be at least 2, and crops={self.crops}, workers={self.workers} and "
+                f"seed={self.seed} not negative."
             )
+        if not (0 < self.epochs < math.inf and 0 < self.learning_rate < math.inf):
+            raise ValueError(
+                f"epochs={self.epochs} and learning_rate={self.learning_rate} must be positive; try 3 and 1e-4."
+            )
+        if self.max_tokens < FEWEST_TOKENS:
+            raise ValueError(f"max_tokens={self.max_tokens} must be at least {FEWEST_TOKENS}; 256 is usual.")
         if not self.crops_per_passage and not self.found and (self.llm is None or not self.generated):
             raise ValueError("No queries are asked for; set crops=1, or give llm with llm_model.")
         if self.endpoint is not None and len(set(self.generated)) < len(self.generated):

@@ -22,7 +22,8 @@ from drama_models.errors import CollectionError, RecipeError
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.model_folder import find_model_folder
 from drama_models.provenance import installed_versions, plain_settings
-from training.augment.chunk import ChunkRecipe, chunk
+from training.augment.chunk import ChunkRecipe, check_outside, chunk
+from training.augment.cross_encoder import load_cross_encoder
 from training.augment.deduplicate import DeduplicateRecipe, deduplicate
 from training.augment.filter import FilterRecipe, filter_examples
 from training.data.examples import read_examples
@@ -36,7 +37,7 @@ from training.specialise.queries import compared, document_of_passage, make_quer
 from training.specialise.report import write_report
 from training.specialise.settings import changed_settings
 from training.specialise.stages import Stages, content_hash
-from training.specialise.verdict import judge, warn
+from training.specialise.verdict import judge, unanswered, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +67,8 @@ def specialise(recipe: SpecialiseRecipe) -> Findings:
         CollectionError: no documents, too few of them, nothing left after the filters, or malformed judgements.
         ModelFolderError: the model, a teacher or the reranker is missing or incomplete.
         EndpointError: the large model does not answer; what it has answered is kept.
-        RecipeError: the folder holds something else, or a run with other settings, or one that is under way.
+        RecipeError: the folder holds something else, or a run with other settings, or one that is under way; or it
+            lies among the documents.
         TrainingError: the loss became non-finite.
     """
     folder = RunFolder(recipe.out)
@@ -82,7 +84,7 @@ def specialise(recipe: SpecialiseRecipe) -> Findings:
 def _specialise(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> Findings:
     rankers = load_rankers(recipe)
     if recipe.reranker is not None:
-        find_model_folder(recipe.reranker)
+        load_cross_encoder(str(find_model_folder(recipe.reranker)), recipe.device)  # before anything is mined for it
     _keep_settings(recipe, folder)
     chunked = _chunk(recipe, folder, stages, rankers.encoders[MODEL])
     asked = {compared(text) for text in chunked.judged.queries.values()} if chunked.judged else set()
@@ -94,13 +96,18 @@ def _specialise(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> 
     evaluations = [measure(test, models, folder, stages) for test in _tests(folder, chunked.judged)]
     recommended, reason = judge(evaluations)
     kinds = _kinds(folder, made)
+    large_model = made.usage | ({"reranking": reranked} if recipe.endpoint and not recipe.reranker else {})
     findings = Findings(
         model=str(recipe.model),
         retriever=str(folder.retriever),
         recommended=recommended,
         recommended_folder=str(folder.retriever if recommended == "new" else recipe.model),
         reason=reason,
-        warnings=[*warn(evaluations, qualities, sum(kind.kept for kind in kinds)), *_unknown(chunked.judged)],
+        warnings=[
+            *unanswered(large_model),
+            *warn(evaluations, qualities, sum(kind.kept for kind in kinds)),
+            *_unknown(chunked.judged),
+        ],
         corpus=_split_counted(chunked.corpus, made),
         kinds=kinds,
         filters=[*map(_as_filter, made.left_out), *filters],
@@ -108,7 +115,7 @@ def _specialise(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> 
         labels_from=labellers(recipe, rankers),
         evaluations=evaluations,
         training=training,
-        large_model=made.usage | ({"reranking": reranked} if recipe.endpoint and not recipe.reranker else {}),
+        large_model=large_model,
         settings=plain_settings(recipe),
         versions=installed_versions(),
         times=stages.times,
@@ -132,6 +139,7 @@ def _specialise(recipe: SpecialiseRecipe, folder: RunFolder, stages: Stages) -> 
 
 def _begin(recipe: SpecialiseRecipe, folder: RunFolder) -> None:
     """Whether the run's folder is new, or of the same settings."""
+    check_outside(recipe.out, recipe.documents)
     settings = plain_settings(recipe)
     if folder.settings.is_file():
         was = changed_settings(json.loads(folder.settings.read_text(encoding="utf-8")), settings)

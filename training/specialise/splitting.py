@@ -2,7 +2,7 @@
 
 A document's part depends on the seed and its id alone, so a collection that has grown keeps the parts it had: no
 document whose queries were held out is ever trained on later. Only of very few documents are some moved, so that no
-part is empty.
+part is empty; these may move back when there are more.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ class Stages:
         make: Callable[[], dict[str, Any] | None],
         *,
         start_over: Callable[[], None] | None = None,
+        complete: Callable[[dict[str, Any]], bool] = lambda _: True,
     ) -> dict[str, Any]:
         """Make a stage's outputs, unless they are there already.
 
@@ -53,6 +54,7 @@ class Stages:
             outputs: files and folders that it makes, below the run's folder.
             make: makes them; returns figures, JSON values.
             start_over: called before `make` where an interrupted attempt had another job.
+            complete: by the figures, whether nothing is missing; else the next run makes the stage again.
 
         Returns:
             The figures.
@@ -72,7 +74,8 @@ class Stages:
         began_s = time.perf_counter()
         figures = make() or {}
         seconds = round(time.perf_counter() - began_s, 2)
-        self._write(path, {"job": key, "figures": figures, "seconds": seconds, "outputs": self._hashes(outputs)})
+        if complete(figures):
+            self._write(path, {"job": key, "figures": figures, "seconds": seconds, "outputs": self._hashes(outputs)})
         self.times[name] = seconds
         self._say(f"{name}: {format_seconds(seconds)}")
         return figures

@@ -6,12 +6,12 @@ by more: on the user's own queries where there are any, else on the held-out one
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from training.specialise.findings import SIGNIFICANT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from training.specialise.findings import Change, Choice, Evaluation, Findings, RankerQuality
@@ -64,6 +64,24 @@ def warn(evaluations: Sequence[Evaluation], rankers: Sequence[RankerQuality], ex
     if examples < FEW_EXAMPLES:
         warnings.append(f"Only {examples} queries passed the filters; a training on so few seldom helps.")
     return warnings
+
+
+def unanswered(large_model: Mapping[str, Any]) -> list[str]:
+    """What the large model did not answer, for a reader to see first; empty where it answered all.
+
+    Args:
+        large_model: of the findings.
+    """
+    failed, lists = large_model.get("failed", 0), large_model.get("reranking", {})
+    parts = [f"{failed:,} of {failed + large_model['answers']:,} requests for queries"] if failed else []
+    if lists.get("unanswered"):
+        parts.append(f"{lists['unanswered']:,} of {lists['queries']:,} requests to order a list")
+    if not parts:
+        return []
+    return [
+        f"The large model did not answer {' and '.join(parts)}, which are not trained on; the same command asks for "
+        "them again."
+    ]
 
 
 def _lost_recall(evaluation: Evaluation) -> str:

@@ -18,11 +18,11 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def write_cross_encoder(folder: Path, *, seed: int = 0) -> Path:
+def write_cross_encoder(folder: Path, *, seed: int = 0, **config: Any) -> Path:
     """A BERT with one score, other weights for every seed; one that is in the folder is replaced."""
     with torch.random.fork_rng(), TemporaryDirectory() as parts:
         torch.manual_seed(seed)
-        BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), **SIZES)).save_pretrained(parts)
+        BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), **(SIZES | config))).save_pretrained(parts)
         BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)}).save_pretrained(parts)
         CrossEncoder(parts, device="cpu").save_pretrained(str(folder))
     return folder

@@ -14,6 +14,7 @@ import pytest
 
 from drama_models.recipe import run_command
 from tests.training.augment.chat_server import serving
+from tests.training.augment.cross_encoders import write_cross_encoder
 from training.augment.commands import COMMANDS
 from training.data.examples import TrainingExample, read_examples, write_examples
 
@@ -52,6 +53,15 @@ def test_a_folder_becomes_filtered_examples(
     assert run("crop", "--collection", unique, "--out", crops) == 0
     mined = tmp_path / "bm25.run"
     assert run("mine", "--collection", unique, "--examples", crops, "--out", mined, "--k", 25, "--workers", 2) == 0
+    printed = capsys.readouterr().out.rpartition("next: python -m training ")[2].strip()
+    assert (
+        printed == f"rerank --collection {unique} --examples {crops} --run {mined} --cross_encoder MODEL --out RERANKED"
+    )
+    model, reranked = write_cross_encoder(tmp_path / "judge"), tmp_path / "reranked.run"
+    assert run(*printed.replace("MODEL", str(model)).replace("RERANKED", str(reranked)).split()) == 0
+    printed = capsys.readouterr().out.rpartition("next: python -m training ")[2].strip()
+    by_hand = f"filter --collection {unique} --examples {crops} --retriever_run {mined} --teacher_run {reranked} --out"
+    assert printed == f"{by_hand} FILTERED"
     runs = ("--retriever_run", mined, "--teacher_run", mined)
     folders = ("--collection", unique, "--examples", crops)
     assert run("filter", *folders, *runs, "--out", tmp_path / "filtered", "--length", 5, "--drop_weak", "false") == 0
@@ -86,6 +96,8 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "image.txt").write_bytes(b"\x89PNG\x00")
+    (tmp_path / "latin").mkdir()
+    (tmp_path / "latin" / "title.txt").write_bytes(b"=== user\ncaf\xe9 $passage")
     (tmp_path / "twice.jsonl").write_text('{"_id": "a", "text": "x"}\n' * 2, encoding="utf-8")
     run("chunk", "--documents", documents, "--model", llama_folder, "--out", tmp_path / "passages")
     capsys.readouterr()
@@ -97,6 +109,10 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
         ((*chunk, tmp_path / "empty"), "holds no documents"),
         ((*chunk, tmp_path / "image.txt"), "1 files skipped (binary: image.txt)"),
         ((*chunk, tmp_path / "twice.jsonl"), "line 2: id 'a' was used in line 1"),
+        (
+            ("chunk", "--model", llama_folder, "--documents", documents, "--out", documents / "in" / "out"),
+            "would be read as documents the next time; choose an --out elsewhere",
+        ),
         (("deduplicate", "--collection", tmp_path / "empty", *out), "There is no corpus.jsonl"),
         (
             ("generate", "--collection", tmp_path / "passages", *llm, *out),
@@ -106,6 +122,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
         (("rerank", "--collection", tmp_path / "passages", "--run", tmp_path / "x", *out), "either llm"),
         (("mine", "--collection", tmp_path / "passages", "--teacher", tmp_path / "x", *out), "no"),
         (("augment", "--show"), "--show-prompts"),
+        (("augment", "--show-prompts", tmp_path / "latin"), "title.txt, line 2: not text in UTF-8; save the file"),
         (("augment", "--show-prompts", tmp_path / "empty"), "is no folder of prompts"),
         ((*crop, tmp_path / "image.txt" / "out"), "image.txt cannot be used ("),
         ((*crop, tmp_path / "empty"), "empty cannot be used (Is a directory); check"),

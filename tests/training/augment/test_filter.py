@@ -109,6 +109,13 @@ def test_single_rules() -> None:
         FilterRecipe(collection=Path(), examples=Path(), teacher_run=Path(), out=Path(), threshold=1.5)
 
 
+def test_ids_that_are_no_text_are_named_by_their_line(made: dict[str, Any]) -> None:
+    ids = made["recipe"]["out"].parent / "ids"
+    ids.write_bytes(b"d1\r\ncaf\xe9\n")
+    with pytest.raises(CollectionError, match=r"ids, line 2: not text in UTF-8; save the file as such"):
+        filter_examples(FilterRecipe(**made["recipe"] | {"removed": ids}))
+
+
 def test_missing_files_are_named(made: dict[str, Any]) -> None:
     for name, message in [
         ("teacher_run", "There is no run at"),

@@ -90,6 +90,21 @@ def test_a_request_that_keeps_failing_is_set_aside_and_asked_again_by_the_next_r
         assert again.this_run.cached == 3
 
 
+def test_many_requests_that_no_run_can_ask_do_not_end_a_later_one(tmp_path: Path) -> None:
+    def poisoned(_: int, body: dict[str, Any]) -> Fault:
+        return 400 if int(body["messages"][-1]["content"].split()[-1]) % 2 else None
+
+    with serving(faults=poisoned) as server:
+        endpoint = Endpoint(url=server.url, concurrency=1, **FAST)
+        for asked in (24, 12):  # then only what was refused, all of it in a row
+            count = len(server.bodies)
+            client = ChatClient(endpoint, tmp_path / "answers")
+            assert sum(answer is None for _, answer in client.ask(requests(24))) == client.usage.failed == 12
+            assert len(server.bodies) - count == asked
+        with pytest.raises(EndpointError, match="10 requests in a row"):
+            list(ChatClient(endpoint, tmp_path / "others").ask([(0, each) for n, each in requests(24) if n % 2]))
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

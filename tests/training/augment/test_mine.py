@@ -99,10 +99,14 @@ def test_a_run_from_elsewhere_is_checked_and_cut(collection_folder: Path, tmp_pa
     for line, message in [
         ("nobody Q0 d1 1 1.0 x\n", r"query 'nobody' is not among the queries; pass the examples"),
         (f"{first} Q0 d999 1 1.0 x\n", r"document 'd999' is not in the collection; pass the one"),
+        (f"{first} Q0 d1 1 2.0 x\n{first} Q0 d1 2 1.0 x\n", r"line 2: document 'd1' occurs twice in the list of query"),
+        (f"{first} Q0 d1 1 nan x\n", r"line 1: the score of document 'd1' is nan; it must be finite"),
+        (f"{first} Q0 d2 1 1 x\n{first} Q0 d1 1 -inf x\n", r"line 2: the score of document 'd1' is -inf"),
+        (f"{first} Q0 d1 1 1.0 caf\udce9\n", r"line 1: expected .* in UTF-8, found .*caf\ufffd'"),
         ("cut line\n", r"line 1: expected `query Q0 document rank score name`"),
         (f"{first} Q0 d1 1 1.0 x\nq-sort Q0 d1 1 1 x\n{first} Q0 d2 1 1 x\n", "must stand together; sort the file"),
     ]:
-        (tmp_path / "other.run").write_text(line, encoding="utf-8")
+        (tmp_path / "other.run").write_bytes(line.encode("utf-8", "surrogateescape"))
         with pytest.raises(CollectionError, match=message):
             mine(recipe)
     assert len(read_run(recipe.out)[first]) == 3  # the run that was there stays

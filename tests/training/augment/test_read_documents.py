@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from drama_models.errors import CollectionError
+from drama_models.folders import sha256_of_folder
 from training.augment.read_documents import (
     Block,
     SkippedFiles,
@@ -39,6 +43,15 @@ def test_markdown_loses_its_marks_and_keeps_its_headings() -> None:
     assert title == "A guide"
     assert [block.text for block in blocks if block.heading] == ["A guide", "Two"]
     assert [block.text for block in blocks if not block.heading] == ["See this code wrapped.", "item", "x = 1"]
+
+
+def test_tags_and_comments_inside_markdown_are_not_text() -> None:
+    title, blocks = markdown_blocks(
+        '# The <kbd>Ctrl</kbd> key <a name="x"></a>\n\n'
+        "Hold it.<br>Or<BR/>not.<!-- TODO --> `<br>` and 1 < 2.\n\n<!-- alone -->\n"
+    )
+    assert title == "The Ctrl key"
+    assert [block.text for block in blocks] == ["The Ctrl key", "Hold it. Or not. <br> and 1 < 2."]
 
 
 def test_plain_text_is_cut_at_blank_lines_only() -> None:
@@ -85,6 +98,21 @@ def test_a_folder_is_read_in_order_and_what_is_no_document_is_reported(tmp_path:
     assert str(skipped) == ("3 files skipped (empty: empty.md; binary: logo.txt; of an unknown kind: photo.png)")
 
 
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are Unicode there")
+def test_a_name_that_is_no_text_is_read_and_hashed(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"bad\xffname.txt")).write_text("Hello.", encoding="utf-8")
+    (document,) = read_documents(tmp_path)
+    assert (document.id, document.title) == ("bad%FFname.txt", "bad\N{REPLACEMENT CHARACTER}name")
+    line = b"bad\xffname.txt\0" + hashlib.sha256(b"Hello.").hexdigest().encode() + b"\n"
+    assert sha256_of_folder(tmp_path) == hashlib.sha256(line).hexdigest()
+
+
+def test_a_line_whose_id_is_null_has_none(tmp_path: Path) -> None:
+    lines = ['{"_id": null, "text": "one"}', '{"_id": null, "text": "two"}', '{"_id": null, "id": 7, "text": "three"}']
+    (tmp_path / "d.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert [document.id for document in read_documents(tmp_path)] == ["d.jsonl#1", "d.jsonl#2", "d.jsonl#7"]
+
+
 def test_a_folder_without_documents_says_so(tmp_path: Path) -> None:
     with pytest.raises(CollectionError, match="There are no documents at"):
         list(read_documents(tmp_path / "absent"))
@@ -107,6 +135,8 @@ def test_half_a_character_is_read_as_a_damaged_one(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{cut", r"d\.jsonl, line 2: not valid JSON"),
+        ('{"text": "x", "n": ' + "9" * 5000 + "}", "line 2: not valid JSON"),
+        ('{"text": "x", "n": ' + "[" * 100_000, "line 2: not valid JSON"),
         ('["text"]', "line 2: expected an object with a string `text`"),
         ('{"_id": "a", "text": "again"}', "line 2: id 'a' was used in line 1"),
         ("\x00\x00", "line 2: not text"),

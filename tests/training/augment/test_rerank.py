@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -81,6 +82,7 @@ def test_the_best_rise_through_all_windows(tmp_path: Path, count: int) -> None:
     with serving(by_size) as server:
         judge = reranker(server.url, tmp_path / "answers")
         (order,) = judge.rerank(["query"], [[f"value {value}" for value in values]])
+    assert order is not None
     assert sorted(order) == list(range(count))
     best = sorted(range(count), key=lambda place: -values[place])
     assert order[:10] == best[:10]  # a window hands its upper half on to the next
@@ -104,6 +106,31 @@ def test_answers_that_name_too_little_keep_the_old_order_and_are_counted(tmp_pat
         assert judge.rerank(["a", "b"], [["x 1", "x 2", "x 3"], ["y 1", "y 2"]]) == [[0, 1, 2], [0, 1]]
     assert (judge.figures.windows, judge.figures.incomplete) == (2, 2)
     assert parse_order("9" * 5000 + " [0002] > ٣ > [1]", 3).order == [2, 1, 3]
+
+
+def test_a_list_without_an_answer_is_left_out(collection_folder: Path, tmp_path: Path) -> None:
+    queries = list(Collection(collection_folder).queries())
+    lines = [f"{key} Q0 d{number} 1 {100 - number} x\n" for key in queries for number in range(30)]
+    (tmp_path / "in.run").write_text("".join(lines), encoding="utf-8")
+    lost = Collection(collection_folder).queries()[queries[2]]
+
+    def refused(number: int, body: dict[str, Any]) -> int | None:
+        return 400 if lost in body["messages"][-1]["content"] else None
+
+    with serving(lambda _: "[2] > [1]", refused) as server:
+        llm = Endpoint(url=server.url, model="m", first_wait_s=0.01, attempts=1)
+        recipe = RerankRecipe(
+            collection=collection_folder, run=tmp_path / "in.run", out=tmp_path / "out.run", llm=llm, k=30,
+            listwise=Listwise(window=20, step=10),
+        )  # fmt: skip
+        figures = rerank(recipe)
+        assert list(read_run(recipe.out)) == [key for key in queries if key != queries[2]]
+        assert (figures.queries, figures.unanswered) == (len(queries), 1)
+        assert len(server.bodies) == 2 * len(queries) - 1  # nothing more is asked for it
+        server.faults = lambda *_: 400
+        with pytest.raises(EndpointError, match=r"m put none of 8 lists in order \(400: context too long\); look at"):
+            rerank(replace(recipe, out=tmp_path / "none.run"))
+    assert not (tmp_path / "none.run").exists()
 
 
 def test_long_passages_are_shortened_evenly_to_the_budget(tmp_path: Path) -> None:
@@ -168,10 +195,11 @@ def test_a_hostile_document_does_not_promote_itself_with_a_gullible_model(
             passages = ["filler one", "filler two", "filler three"]
             passages[place % 3] = text
             (order,) = judge.rerank([f"query {place}"], [[*passages, honest]])
+            assert order is not None
             assert order[0] == 3, text
         monkeypatch.setattr("training.augment.rerank.neutralise", str)
-        fooled = [judge.rerank([f"again {text}"], [["one", text, "two", honest]])[0][0] != 3 for text in HOSTILE]
-        assert sum(fooled) >= 4  # the model is gullible indeed
+        orders = [judge.rerank([f"again {text}"], [["one", text, "two", honest]])[0] for text in HOSTILE]
+        assert sum(order is not None and order[0] != 3 for order in orders) >= 4  # the model is gullible indeed
 
 
 def test_a_run_is_reranked_by_a_model_and_goes_on_from_its_answers(collection_folder: Path, tmp_path: Path) -> None:
@@ -309,6 +337,35 @@ def test_scores_that_cannot_be_kept_now_can_be_later(tmp_path: Path) -> None:
     again = KeptScores(tmp_path / "scores", "model")
     assert again.of(pairs) == {pairs[0]: 0.5, pairs[2]: 0.25}
     again.close()
+
+
+def test_a_cross_encoder_of_few_positions_reads_what_it_can(tmp_path: Path) -> None:
+    from sentence_transformers import CrossEncoder
+    from torch.nn import Identity
+
+    short = write_cross_encoder(tmp_path / "short", max_position_embeddings=16)
+    long = "a passage " * 40
+    (scores,) = CrossEncoderReranker(str(short), max_length=512, batch_size=2).scores(["query"], [[long, "b"]])
+    stock = CrossEncoder(str(short), max_length=16, device="cpu")
+    expected = stock.predict([("query", long), ("query", "b")], activation_fn=Identity())
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_is_no_cross_encoder(cross_encoder: Path, retriever_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    settings: dict[str, Any] = {"max_length": 64, "batch_size": 2}
+    with pytest.raises(ModelFolderError, match=r"is no cross-encoder: it has no weights for a score \(score\.weight\)"):
+        CrossEncoderReranker(str(retriever_folder), **settings)
+    headless = tmp_path / "headless"
+    shutil.copytree(cross_encoder, headless)
+    weights = load_file(headless / "model.safetensors")
+    kept = {name: each for name, each in weights.items() if not name.startswith("classifier")}
+    save_file(kept, headless / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ModelFolderError, match=r"\(classifier\.bias, classifier\.weight\), which would be drawn at ran"
+    ):
+        CrossEncoderReranker(str(headless), **settings)
 
 
 def test_what_cannot_be_reranked_is_said(collection_folder: Path, tmp_path: Path) -> None:

@@ -72,6 +72,11 @@ def test_a_folder_brings_grades(tmp_path: Path) -> None:
         read_judged(tmp_path / "beir", "test", DOCUMENT_OF)
 
 
+def test_an_id_that_is_null_is_none(tmp_path: Path) -> None:
+    file = lines(tmp_path / "q.jsonl", *({"_id": None, "query": f"{n}?", "documents": ["7"]} for n in range(2)))
+    assert read_judged(file, "test", DOCUMENT_OF).queries == {"line-1": "0?", "line-2": "1?"}
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -80,6 +85,8 @@ def test_a_folder_brings_grades(tmp_path: Path) -> None:
         '{"query": "x"}',
         '{"query": 1, "documents": []}',
         "\udcff",
+        '{"query": "x", "documents": ["7"], "n": ' + "9" * 5000 + "}",
+        '{"query": "x", "documents": ' + "[" * 100_000,
         '{"query": " ", "documents": ["7"]}',
     ],
 )

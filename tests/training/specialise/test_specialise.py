@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,11 @@ from tests.training.specialise.documents import QUICK, write_manuals
 from training.__main__ import COMMANDS
 from training.data.examples import read_examples
 from training.specialise.findings import Findings
+from training.specialise.layout import RunFolder
+from training.specialise.queries import make_queries
 from training.specialise.settings import SpecialiseRecipe
 from training.specialise.specialise import specialise
+from training.specialise.stages import Stages
 from training.specialise.verdict import summary
 
 
@@ -102,6 +106,21 @@ def test_the_findings_are_what_the_runs_say(made: Path, retriever_folder: Path) 
     assert "'003'" in next(each for each in findings.warnings if "judgements" in each)
 
 
+def test_what_two_documents_are_called_is_no_query(tmp_path: Path) -> None:
+    titles = ["Release notes", "release  Notes", *(f"Page about animal {number}" for number in range(10))]
+    records = [
+        {"_id": f"{n}:0", "title": title, "text": f"Text number {n} is of some length.", "document": str(n)}
+        for n, title in enumerate(titles)
+    ]
+    folder = RunFolder(tmp_path)
+    Collection.write(folder.passages, records)
+    make_queries(recipe(tmp_path, tmp_path, tmp_path, found=("title",), crops=0), folder, Stages(tmp_path), set())
+    asked = {each.query for each in read_examples(folder.queries)} | set(
+        Collection(folder.collection).queries().values()
+    )
+    assert asked == set(titles[2:])
+
+
 def test_the_users_own_queries_are_never_trained_on(made: Path) -> None:
     texts = {each.query for each in read_examples(made / "work" / "queries.jsonl")}
     assert "Where does owl number 0 live?" not in texts
@@ -156,7 +175,10 @@ def test_a_large_model_writes_queries_and_orders_lists(
         words = asked.rpartition("<passage>")[2].replace("</passage>", "").split()
         return " ".join(words[3:12] if "question" in messages[0]["content"] else words[6:10])
 
-    with serving(reply) as server:
+    def refused(_: int, body: dict[str, Any]) -> int | None:
+        return 400 if zlib.crc32(json.dumps(body).encode()) % 5 == 0 else None
+
+    with serving(reply, refused) as server:
         (tmp_path / "prompts").mkdir()
         own = "=== user\nMine: order the $count passages by relevance to $query.\n$passages"
         (tmp_path / "prompts" / "rerank.txt").write_text(own, encoding="utf-8")
@@ -164,7 +186,21 @@ def test_a_large_model_writes_queries_and_orders_lists(
             manuals, retriever_folder, tmp_path / "out", llm=server.url, llm_model="tiny", found=(),
             generated=("question", "keywords"), prompts=tmp_path / "prompts", llm_usd_per_million=(1e6, 0.0),
         )  # fmt: skip
+        partial = specialise(asked)
+        reranking = partial.large_model["reranking"]
+        assert 0 < reranking["unanswered"] < reranking["queries"]
+        assert partial.warnings[0].startswith(
+            f"The large model did not answer {partial.large_model['failed']} of 160 req"
+        )
+        assert f"and {reranking['unanswered']} of {reranking['queries']} requests to order a" in partial.warnings[0]
+        labels = read_run(tmp_path / "out" / "work" / "runs" / "labels.run")
+        assert len(labels) == reranking["queries"] - reranking["unanswered"]  # and no list in the order it had
+        dev = Collection(tmp_path / "out" / "collection").qrels("dev")
+        assert {each.queries for each in partial.rankers} == {len(dev.keys() & labels.keys())}
+        server.faults = lambda *_: None
         findings = specialise(asked)
+        assert findings.large_model["failed"] == findings.large_model["reranking"]["unanswered"] == 0
+        assert not any("did not answer" in each for each in findings.warnings)
         assert any(body["messages"][-1]["content"].startswith("Mine: order the 6") for body in server.bodies)
         assert findings.large_model["usd"] == findings.large_model["prompt_tokens"]
         count = len(server.bodies)
@@ -212,10 +248,16 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "no folder": (lambda folder: {"documents": folder / "absent"}, "There are no documents at"),
     "an empty folder": (_empty, "holds no documents"),
     "a binary file": (_binary, r"holds no documents \(1 files skipped \(binary: a\.txt\)\)"),
+    "a run among the documents": (
+        lambda folder: {"documents": folder, "out": folder / "docs" / "out"}, "would be read as documents the next time"
+    ),
     "few documents": (_few, "There are 4 documents with passages, and at least 10 are needed"),
     "no model": (lambda folder: {"model": folder / "absent"}, "absent"),
     "no teacher": (lambda folder: {"teacher": str(folder / "nobody")}, "nobody"),
     "no reranker": (lambda folder: {"reranker": str(folder / "nobody")}, "nobody"),
+    "an encoder as the reranker": (
+        lambda _: {"reranker": "demo/nano"}, r"demo/nano is no cross-encoder: it has no weights for a score"
+    ),
     "another's folder": (_other, "holds something else; choose a folder that is new or empty"),
     "judgements of other documents": (_not_judged, "judges none of these documents relevant"),
     "an endpoint that is down": (
@@ -253,6 +295,21 @@ def test_nothing_left_after_the_filters_is_one_sentence(
     (tmp_path / "zoo" / ".stages" / "labels.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(DramaError, match="passed the filters"):
         specialise(recipe(manuals, retriever_folder, tmp_path / "zoo", qrels=judged))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate=-1.0 must be positive"),
+        ({"epochs": float("nan")}, "epochs=nan and"),
+        ({"max_tokens": 5}, "max_tokens=5 must be at least 10"),
+        ({"workers": -1}, "workers=-1 and"),
+        ({"seed": -1}, "seed=-1 not negative"),
+    ],
+)
+def test_settings_that_a_later_stage_would_refuse_are_refused_at_once(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe(Path(), Path(), Path(), **changes)
 
 
 def test_the_command_knows_both_spellings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -56,6 +56,17 @@ def test_a_stage_that_was_interrupted_is_made_again_and_starts_over_for_another_
     assert sorted(path.name for path in (tmp_path / RECORDS).iterdir()) == ["train.json"]
 
 
+def test_a_stage_that_misses_something_is_made_again(tmp_path: Path) -> None:
+    missing = [2, 0]
+
+    def run() -> dict[str, int]:
+        return Stages(tmp_path).run(
+            "ask", {}, [], lambda: {"missing": missing.pop(0)}, complete=lambda made: not made["missing"]
+        )
+
+    assert [run() for _ in range(3)] == [{"missing": 2}, {"missing": 0}, {"missing": 0}]
+
+
 def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

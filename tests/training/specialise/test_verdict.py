@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.specialise.test_findings import findings
 from training.specialise.findings import Change, Evaluation, RankerQuality
-from training.specialise.verdict import judge, summary, warn
+from training.specialise.verdict import judge, summary, unanswered, warn
 
 
 def evaluation(difference: float, p: float, *, yours: bool = False, queries: int = 400) -> Evaluation:
@@ -66,6 +66,17 @@ def test_little_data_and_weak_teachers_are_warned_of() -> None:
     ]
     (weak,) = warn([evaluation(*GAIN)], rankers, examples=1000)
     assert "no better (0.605) than the model itself (0.610)" in weak
+
+
+def test_what_a_large_model_did_not_answer_is_warned_of() -> None:
+    lists = {"queries": 51, "unanswered": 21}
+    assert unanswered({}) == unanswered({"answers": 90, "failed": 0, "reranking": lists | {"unanswered": 0}}) == []
+    (both,) = unanswered({"answers": 52, "failed": 38, "reranking": lists})
+    assert both.startswith(
+        "The large model did not answer 38 of 90 requests for queries and 21 of 51 requests to order"
+    )
+    (one,) = unanswered({"answers": 90, "failed": 0, "reranking": lists})
+    assert one.startswith("The large model did not answer 21 of 51 requests to order a list, which are not trained on")
 
 
 def test_the_last_lines_name_the_recommended_folder_and_the_release() -> None:
