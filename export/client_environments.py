@@ -45,6 +45,8 @@ class Client:
     """Whether each graph of the folder has its turn."""
     without: str = ""
     """Texts that it changes before they reach the model, on which it is not compared; said in the table."""
+    pools_as_told: bool = True
+    """Whether its script pools as the folder says; else by mean."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,13 @@ CLIENTS = (
     ),
     Client(name="onnxruntime", script="onnxruntime.py", needs={"onnxruntime": "", "tokenizers": ""}, graphs=True),
     Client(name="openvino", script="openvino.py", needs={"openvino": "", "tokenizers": ""}, graphs=True),
-    Client(name="fastembed", script="fastembed.py", needs={"fastembed": ""}, graphs=True),
+    Client(name="fastembed", script="fastembed.py", needs={"fastembed": ""}, graphs=True, pools_as_told=False),
     Client(
         name="llama.cpp",
         script="llama_cpp.py",
         needs={"llama-cpp-python": "", "gguf": "", "safetensors": ""},
         without=CUT_TEXTS,
+        pools_as_told=False,
     ),
     Client(
         name="transformers.js",
@@ -112,6 +115,7 @@ CLIENTS = (
         needs={NODE_PACKAGE: ">=3"},
         graphs=True,
         without=CUT_TEXTS,
+        pools_as_told=False,
     ),
 )
 

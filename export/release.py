@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from drama_models.errors import DimensionError, ModelFolderError, PrecisionError
 from drama_models.folders import atomic_folder
 from drama_models.model_folder import check_llama_weights, llama_tensor_shapes, read_json, weight_files
-from drama_models.profile import DRAMA_QUERY_PROMPT, Profile
+from drama_models.profile import EXAMPLES, Profile
 from drama_models.provenance import write_provenance
 from drama_models.runtimes.bert_shape import BertShape, check_bert_weights, stock_name
 from drama_models.sample_texts import SAMPLE_TEXTS
@@ -24,7 +24,7 @@ from export.client_files import release_config, sentence_transformers_files, tok
 from export.int8_onnx import write_int8_onnx
 from export.to_onnx import OnnxPrecision, external_data_files, write_onnx
 from export.verification import write_verification
-from export.verify import largest_difference, verify
+from export.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
@@ -131,6 +131,8 @@ def write_release(
     with atomic_folder(recipe.out) as partial:
         _write_weights(source, partial, names)
         _write_settings(source, config, profile, partial)
+        if profile.examples:
+            shutil.copy(source / EXAMPLES, partial / EXAMPLES)
         if profile.bidirectional and config.get("model_type") != BERT:
             shutil.copy(MODEL_CODE, partial / MODEL_CODE.name)
         figures = _write_graphs(partial, recipe.onnx)
@@ -172,11 +174,6 @@ def _write_graphs(folder: Path, precisions: Sequence[OnnxPrecision]) -> dict[str
     return figures
 
 
-def onnx_difference(parity: list[Parity]) -> float:
-    """Largest absolute difference of an embedding coordinate between the ONNX graph and our torch runtime."""
-    return largest_difference(parity, "onnxruntime")
-
-
 def _checked_names(source: Path, config: dict[str, Any]) -> Container[str]:
     """Names of the encoder's weights by today's class, all of them there.
 
@@ -209,8 +206,6 @@ def _write_weights(retriever: Path, out: Path, names: Container[str]) -> None:
 
 def _release_profile(source: Path, recipe: FolderRecipe) -> Profile:
     profile = Profile.from_folder(source)
-    if "query" not in profile.prompts and read_json(source / "config.json").get("model_type", LLAMA) == LLAMA:
-        profile = replace(profile, query_prompt=DRAMA_QUERY_PROMPT)  # a folder without a word about it
     if recipe.max_length is not None:
         profile = replace(profile, max_length=recipe.max_length)
     if recipe.dims:

@@ -106,20 +106,21 @@ def check(parity: Sequence[Parity], folder: Path) -> None:
 def compare(folder: Path, texts: Sequence[str], environments: Sequence[Environment]) -> list[Parity]:
     """Compare every client that is installed in one of the environments; the others are listed as not installed.
 
+    Clients that pool by mean alone are left out where the folder pools in another way.
+
     Args:
         folder: a release folder.
         texts: encoded as documents.
         environments: to look for clients in.
     """
     profile = Profile.from_folder(folder)
-    if profile.pooling != "mean":
-        return []
+    clients = [client for client in CLIENTS if client.pools_as_told or profile.pooling == "mean"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextsCutWarning)  # one of the texts is there to be cut
         ours = Encoder.from_pretrained(folder, runtime="torch").encode_documents(list(texts))
     ids, _ = TextTokenizer(folder, profile, UNCUT).encode(texts, profile.document_prompt)
     batches = padded_and_alone([min(len(row), profile.max_length) for row in ids])
-    given = [[texts[position] for position in batch] for batch in batches]
+    given = [[profile.document_prompt + texts[position] for position in batch] for batch in batches]
     order = [position for batch in batches for position in batch]
     kept = {
         "": np.ones(len(order), dtype=bool),
@@ -128,7 +129,7 @@ def compare(folder: Path, texts: Sequence[str], environments: Sequence[Environme
     }
     return [
         entry
-        for client in CLIENTS
+        for client in clients
         for entry in _client_parity(client, folder, given, ours[order], kept[client.without], environments)
     ]
 

@@ -18,11 +18,13 @@ from transformers import AutoModel, AutoTokenizer
 from drama_models import Encoder
 from drama_models.errors import ModelFolderError
 from drama_models.model_folder import read_json
+from drama_models.profile import Profile
 from drama_models.provenance import chain, read_provenance
 from drama_models.sample_texts import SAMPLE_TEXTS
 from export.client_environments import CLIENTS, CLIENTS_FOLDER, Client, this_environment
 from export.release import ReleaseRecipe, release
 from export.to_onnx import write_onnx
+from export.verification import check_verification
 from export.verify import largest_difference, verify
 from tests.conftest import TEXTS
 
@@ -164,3 +166,24 @@ def test_tokenizers_agree_on_every_sample(release_folder: Path) -> None:
     plain.enable_truncation(64)
     for text in SAMPLE_TEXTS:
         assert stock(text, truncation=True)["input_ids"] == plain.encode(text).ids
+
+
+@pytest.mark.parametrize("pooling", ["lasttoken", "cls"])
+def test_all_of_how_a_retriever_encodes_is_carried_over(retriever_folder: Path, tmp_path: Path, pooling: str) -> None:
+    source, out = shutil.copytree(retriever_folder, tmp_path / "source"), tmp_path / "out"
+    settings = {
+        "1_Pooling/config.json": {"pooling_mode": pooling, "include_prompt": True},
+        "config_sentence_transformers.json": {
+            "prompts": {"query": "", "document": "Passage: ", "sts": "Same: "},
+            "title_separator": " [SEP] ",
+            "instruct_format": {"instruction": "Do: ", "query": "\nAsk: ", "response": "\nSay: "},
+        },
+        "examples.json": {"sts": [{"instruct": "Find it.", "query": "a", "response": "b"}]},
+    }
+    for name, content in settings.items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(json.dumps(content), encoding="utf-8")
+    parity = release(ReleaseRecipe(retriever=source, out=out, license="apache-2.0"))
+    assert Profile.from_folder(out) == Profile.from_folder(source)
+    assert {"automodel", "onnxruntime", "sentence_transformers"} <= {entry.client for entry in parity}
+    check_verification(out)
