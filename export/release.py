@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 
-from drama_models.errors import DimensionError, ModelFolderError, PrecisionError
+from drama_models.encoder import Encoder
+from drama_models.errors import DimensionError, ModelFolderError, PrecisionError, TextsCutWarning
 from drama_models.folders import atomic_folder
 from drama_models.model_folder import check_llama_weights, llama_tensor_shapes, read_json, weight_files
 from drama_models.profile import EXAMPLES, Profile
@@ -24,7 +27,7 @@ from export.client_files import release_config, sentence_transformers_files, tok
 from export.int8_onnx import write_int8_onnx
 from export.to_onnx import OnnxPrecision, external_data_files, write_onnx
 from export.verification import write_verification
-from export.verify import verify
+from export.verify import MIN_COSINE, difference, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
@@ -135,6 +138,7 @@ def write_release(
             shutil.copy(source / EXAMPLES, partial / EXAMPLES)
         if profile.bidirectional and config.get("model_type") != BERT:
             shutil.copy(MODEL_CODE, partial / MODEL_CODE.name)
+        _check_same_vectors(source, partial, profile)
         figures = _write_graphs(partial, recipe.onnx)
         figures |= measure(partial) if measure else {}
         parity = verify(partial, SAMPLE_TEXTS)
@@ -157,6 +161,31 @@ def write_release(
         )
         write_verification(partial, parity)
     return parity
+
+
+def _check_same_vectors(source: Path, made: Path, profile: Profile) -> None:
+    """Compare source and release through our own encoder; clients are compared with the release alone.
+
+    Raises:
+        ModelFolderError: they differ, since the source has what no release carries over.
+    """
+    encoders = (
+        Encoder.from_pretrained(folder, runtime="torch", max_length=profile.max_length, verify=False)
+        for folder in (source, made)
+    )
+    texts = SAMPLE_TEXTS[1:-1]  # the first is empty, which may have no vector; the last is there to be cut
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextsCutWarning)  # of a release for very short texts
+        before, after = (
+            np.concatenate([encoder.encode_queries(texts), encoder.encode_documents(texts)]) for encoder in encoders
+        )
+    _, cosines = difference(after, before)
+    if not cosines.min() >= MIN_COSINE:  # also where it is NaN
+        raise ModelFolderError(
+            f"The release of {source} would not encode as that folder does: smallest cosine {cosines.min():.6f} on "
+            f"sample texts, at least {MIN_COSINE} is expected. The folder has something that releases do not carry "
+            "over; drama_models loads it as it is."
+        )
 
 
 def _write_graphs(folder: Path, precisions: Sequence[OnnxPrecision]) -> dict[str, Any]:

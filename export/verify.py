@@ -47,6 +47,7 @@ MODEL_CODE = Path(__file__).parents[1] / "drama_models" / "modeling_drama.py"
 BATCH_TEXTS = 8
 UNCUT = 1 << 20  # tokens
 LONG_TOKENS = 512  # beyond it a text is given alone, since attention in a padded batch needs length squared of memory
+EVERY = slice(None)
 EACH_ALONE = 5  # every fifth of the others is given alone too
 
 
@@ -169,7 +170,7 @@ def _client_parity(
             label += f", without {client.without}" if client.without else ""
             try:
                 vectors = _run_client(client, environment, folder, batches, graph)
-                largest, cosines = _difference(vectors, expected, kept)
+                largest, cosines = difference(vectors, expected, kept)
                 problem = _problem(cosines, graph, folder)
                 yield Parity(label, version, largest, float(cosines.min()), float(cosines.mean()), problem)
             except ModelFolderError as error:
@@ -225,8 +226,8 @@ def _last_line(stderr: str) -> str:
     return (lines or ["no message"])[-1]
 
 
-def _difference(
-    vectors: NDArray[np.float32], expected: NDArray[np.float32], kept: NDArray[np.bool_]
+def difference(
+    vectors: NDArray[np.float32], expected: NDArray[np.float32], kept: NDArray[np.bool_] | slice = EVERY
 ) -> tuple[float, NDArray[np.float32]]:
     """Largest difference of a coordinate, and the cosine of each text that is kept.
 
