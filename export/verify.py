@@ -20,7 +20,7 @@ import numpy as np
 
 from drama_models.encoder import Encoder
 from drama_models.errors import ModelFolderError, TextsCutWarning
-from drama_models.model_folder import ONNX_GRAPH
+from drama_models.model_folder import ONNX_GRAPH, read_json
 from drama_models.profile import Profile
 from drama_models.tokenisation import TextTokenizer
 from export.client_environments import (
@@ -29,9 +29,11 @@ from export.client_environments import (
     CUT_TEXTS,
     NODE_PACKAGE,
     OUTER_SPACE,
+    REMOTE_CODE,
     Client,
     Environment,
     this_environment,
+    without_remote_code,
 )
 
 if TYPE_CHECKING:
@@ -107,15 +109,20 @@ def check(parity: Sequence[Parity], folder: Path) -> None:
 def compare(folder: Path, texts: Sequence[str], environments: Sequence[Environment]) -> list[Parity]:
     """Compare every client that is installed in one of the environments; the others are listed as not installed.
 
-    Clients that pool by mean alone are left out where the folder pools in another way.
+    Clients that pool by mean alone are left out where the folder pools in another way, and those whose scripts do not
+    know this kind of model.
 
     Args:
         folder: a release folder.
         texts: encoded as documents.
         environments: to look for clients in.
     """
-    profile = Profile.from_folder(folder)
-    clients = [client for client in CLIENTS if client.pools_as_told or profile.pooling == "mean"]
+    profile, config = Profile.from_folder(folder), read_json(folder / "config.json")
+    clients = [
+        client if "auto_map" in config else without_remote_code(client)
+        for client in CLIENTS
+        if (client.pools_as_told or profile.pooling == "mean") and config.get("model_type") not in client.not_for
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextsCutWarning)  # one of the texts is there to be cut
         ours = Encoder.from_pretrained(folder, runtime="torch").encode_documents(list(texts))
@@ -192,7 +199,7 @@ def _run_client(
         ModelFolderError: the client cannot load the folder, or would run code that is not ours.
     """
     code = folder / MODEL_CODE.name
-    if client.argument == "remote-code" and not (code.is_file() and code.read_bytes() == MODEL_CODE.read_bytes()):
+    if client.argument == REMOTE_CODE and not (code.is_file() and code.read_bytes() == MODEL_CODE.read_bytes()):
         raise ModelFolderError(f"was not run: {MODEL_CODE.name} of {folder.name} is not the one of this project")
     with tempfile.TemporaryDirectory() as work:
         source, target = Path(work) / "batches.json", Path(work) / "vectors.npy"

@@ -19,6 +19,7 @@ from drama_models.sample_texts import SAMPLE_TEXTS
 from export.bert_graph import build_graph
 from export.contracts import contract_problems
 from export.release import ReleaseRecipe, release
+from export.verify import compare
 
 NANO = Path("demo/nano")
 
@@ -67,6 +68,7 @@ def test_a_bert_becomes_a_release_that_every_client_loads(tmp_path: Path) -> Non
     assert {each.client for each in parity} >= {"automodel", "sentence_transformers", "onnxruntime"}
     released, nano = Encoder.from_pretrained(out), Encoder.from_pretrained(NANO)
     texts = list(SAMPLE_TEXTS)
+    assert "llama.cpp" not in {entry.client for entry in compare(out, texts[:1], [])}  # its script writes Llamas
     np.testing.assert_allclose(released.encode_queries(texts), nano.encode_queries(texts), atol=1e-5)
     assert read_json(out / "config.json")["architectures"] == ["BertModel"]
     assert read_json(out / "config_sentence_transformers.json")["prompts"] == {"query": "", "document": ""}
