@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from drama_models.encoder import Encoder
 from drama_models.errors import DimensionError, ModelFolderError, PrecisionError, TextsCutWarning
 from drama_models.folders import atomic_folder
+from drama_models.layout import find_layouts
 from drama_models.model_folder import check_llama_weights, llama_tensor_shapes, read_json, weight_files
 from drama_models.profile import EXAMPLES, Profile
 from drama_models.provenance import write_provenance
@@ -23,14 +25,14 @@ from drama_models.runtimes.bert_shape import BertShape, check_bert_weights, stoc
 from drama_models.sample_texts import SAMPLE_TEXTS
 from drama_models.tokenisation import end_token, load_tokenizer
 from export.card import CARD_FILE, asks_for_llama, write_card
-from export.client_files import release_config, sentence_transformers_files, tokenizer_files
+from export.client_files import SPECIAL_TOKENS, release_config, sentence_transformers_files, tokenizer_files
 from export.int8_onnx import write_int8_onnx
 from export.to_onnx import OnnxPrecision, external_data_files, write_onnx
 from export.verification import write_verification
 from export.verify import MIN_COSINE, difference, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Sequence
+    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
     from tokenizers import Tokenizer
 
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 MODEL_CODE = Path(__file__).parents[1] / "drama_models" / "modeling_drama.py"
 ENDS = ("bos_token", "eos_token")
 LLAMA, BERT = "llama", "bert"
+TOKENIZER = "tokenizer.json"
+BERT_TOKENS = {
+    "unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,14 +132,15 @@ def write_release(
         DimensionError: an announced size that the model does not have.
         PrecisionError: a graph in int8 is asked for, and would lose too much, or cannot be made.
     """
-    config = read_json(source / "config.json")
-    names = _checked_names(source, config)
+    backbone = _backbone(source)
+    config = read_json(backbone / "config.json")
+    names = _checked_names(backbone, config)
     if config.get("model_type") == BERT and "int8" in recipe.onnx:
         raise PrecisionError(f"{source} is a BERT, whose graphs are not made in eight bits; leave int8 out of --onnx.")
     profile = _release_profile(source, recipe)
-    with atomic_folder(recipe.out) as partial:
-        _write_weights(source, partial, names)
-        _write_settings(source, config, profile, partial)
+    with atomic_folder(recipe.out) as partial, _named(partial, recipe.out):
+        _write_weights(backbone, partial, names)
+        _write_settings(backbone, config, profile, partial)
         if profile.examples:
             shutil.copy(source / EXAMPLES, partial / EXAMPLES)
         if profile.bidirectional and config.get("model_type") != BERT:
@@ -161,6 +168,30 @@ def write_release(
         )
         write_verification(partial, parity)
     return parity
+
+
+def _backbone(source: Path) -> Path:
+    """Folder of the source's encoder.
+
+    Raises:
+        ModelFolderError: it has one for queries and another one for documents.
+    """
+    query, document = find_layouts(source)
+    if query != document:
+        raise ModelFolderError(
+            f"{source} has one encoder for queries and another one for documents, and releases are made of one for "
+            "both; sentence-transformers and drama_models load the folder as it is."
+        )
+    return query.backbone
+
+
+@contextmanager
+def _named(partial: Path, out: Path) -> Iterator[None]:
+    """Let errors speak of the folder that was asked for, not of the hidden one beside it."""
+    try:
+        yield
+    except ModelFolderError as error:
+        raise type(error)(str(error).replace(partial.name, out.name)) from None
 
 
 def _check_same_vectors(source: Path, made: Path, profile: Profile) -> None:
@@ -247,9 +278,7 @@ def _release_profile(source: Path, recipe: FolderRecipe) -> Profile:
 
 def _write_settings(source: Path, config: dict[str, Any], profile: Profile, out: Path) -> None:
     tokenizer = _write_tokenizer(source, profile, out)
-    named = read_json(source / "tokenizer_config.json")
-    if profile.set_ends:  # some folders name BOS and EOS by number only
-        named |= {key: end_token(source, tokenizer, named, key) for key in ENDS if named.get(key) is None}
+    named = _special_tokens(source, config, profile, tokenizer)
     files = tokenizer_files(named, profile.max_length)
     pad_token = files["special_tokens_map.json"]["pad_token"]
     pad_token_id = tokenizer.token_to_id(pad_token)
@@ -262,10 +291,35 @@ def _write_settings(source: Path, config: dict[str, Any], profile: Profile, out:
         (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _special_tokens(source: Path, config: Mapping[str, Any], profile: Profile, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Special tokens by their names, as the folder gives them; what it leaves out of BERT's own is added.
+
+    Raises:
+        ModelFolderError: there is none to fill batches with.
+    """
+    files = [source / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
+    stored = [read_json(path) for path in files if path.is_file()]
+    named = BERT_TOKENS if config.get("model_type") == BERT else {}
+    named = {key: token for key, token in named.items() if tokenizer.token_to_id(token) is not None}
+    for settings in stored:
+        named |= {key: value for key, value in settings.items() if key in SPECIAL_TOKENS and value is not None}
+    if profile.set_ends:  # some folders name BOS and EOS by number only
+        named |= {key: end_token(source, tokenizer, named, key) for key in ENDS if key not in named}
+    if not named.keys() & {"pad_token", "eos_token", "sep_token"}:
+        number = config.get("pad_token_id")
+        token = tokenizer.id_to_token(number) if isinstance(number, int) and number >= 0 else None
+        if token is None:
+            raise ModelFolderError(f"{files[-1]} names no pad_token; add it there.")
+        named["pad_token"] = token
+    return named
+
+
 def _write_tokenizer(source: Path, profile: Profile, out: Path) -> Tokenizer:
     """The tokenizer file as it was, but for BOS and EOS, which stock clients find in its post-processor alone."""
     tokenizer = load_tokenizer(source, set_ends=profile.set_ends)
-    content = read_json(source / "tokenizer.json") | {"padding": None, "truncation": None}
+    content = json.loads(tokenizer.to_str())  # all that there is of an older BERT with vocab.txt alone
+    if (source / TOKENIZER).is_file():
+        content = read_json(source / TOKENIZER) | {"padding": None, "truncation": None}
     content["post_processor"] = json.loads(tokenizer.to_str())["post_processor"]
-    (out / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
     return tokenizer

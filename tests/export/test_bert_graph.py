@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from onnxruntime import InferenceSession
-from transformers import BertConfig, BertModel
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from drama_models import Encoder
 from drama_models.errors import ModelFolderError, PrecisionError
@@ -89,3 +91,33 @@ def test_what_cannot_be_released_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="is a modernbert, and releases are made of Llama and BERT encoders"):
         release(ReleaseRecipe(retriever=tmp_path / "other", out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_of_berts_as_others_write_them_become_releases(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(NANO, tmp_path / "source"))
+    backbone, modules = source / "0_Transformer", json.loads((source / "modules.json").read_text(encoding="utf-8"))
+    backbone.mkdir()
+    for name in ("config.json", "model.safetensors", "sentence_bert_config.json"):
+        (source / name).rename(backbone / name)
+    modules[0]["path"] = "0_Transformer"
+    (source / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    (source / "provenance.json").unlink()
+    vocabulary = Tokenizer.from_file(str(source / "tokenizer.json")).get_vocab()
+    (backbone / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)), encoding="utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (source / name).unlink()
+    settings = {"do_lower_case": True, "model_max_length": 128}
+    (backbone / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    release(ReleaseRecipe(retriever=source, out=tmp_path / "release"))
+    stock = BertTokenizerFast(str(backbone / "vocab.txt"), do_lower_case=True)
+    released = AutoTokenizer.from_pretrained(tmp_path / "release")
+    assert released.pad_token == "[PAD]"
+    for text in SAMPLE_TEXTS[:-1]:
+        assert released(text)["input_ids"] == stock(text)["input_ids"]
+
+
+def test_two_encoders_are_not_released(tmp_path: Path) -> None:
+    for side in ("query", "document"):
+        shutil.copytree(NANO, tmp_path / "pair" / f"{side}_encoder")
+    with pytest.raises(ModelFolderError, match="has one encoder for queries and another one for documents"):
+        release(ReleaseRecipe(retriever=tmp_path / "pair", out=tmp_path / "release"))

@@ -192,6 +192,7 @@ def test_all_of_how_a_retriever_encodes_is_carried_over(retriever_folder: Path, 
     assert Profile.from_folder(out) == Profile.from_folder(source)
     assert {"automodel", "onnxruntime", "sentence_transformers"} <= {entry.client for entry in parity}
     check_verification(out)
+    assert "documents with `Passage: `" in (out / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
