@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from drama_models.encoder import Encoder
 from drama_models.errors import DimensionError, ModelFolderError, PrecisionError, TextsCutWarning
-from drama_models.folders import atomic_folder
+from drama_models.folders import atomic_folder, check_apart
 from drama_models.layout import find_layouts
 from drama_models.model_folder import check_llama_weights, llama_tensor_shapes, read_json, weight_files
 from drama_models.profile import EXAMPLES, Profile
@@ -129,9 +129,11 @@ def write_release(
 
     Raises:
         ModelFolderError: the source is not a complete folder of one of them, or a client disagrees.
+        OutputError: the place to write to is taken, by the source or by what was not made here.
         DimensionError: an announced size that the model does not have.
         PrecisionError: a graph in int8 is asked for, and would lose too much, or cannot be made.
     """
+    check_apart(recipe.out, source)
     backbone = _backbone(source)
     config = read_json(backbone / "config.json")
     names = _checked_names(backbone, config)

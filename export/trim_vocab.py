@@ -21,7 +21,7 @@ from drama_models.collection import Collection
 from drama_models.encoder import Encoder
 from drama_models.errors import CollectionError, ModelFolderError
 from drama_models.evaluation import evaluate
-from drama_models.folders import atomic_folder
+from drama_models.folders import atomic_folder, check_apart
 from drama_models.index import Index
 from drama_models.model_folder import check_llama_weights, read_json, weight_files
 from drama_models.profile import Profile
@@ -81,7 +81,9 @@ def trim_vocabulary(recipe: TrimRecipe) -> dict[str, Any]:
     Raises:
         ModelFolderError: not a complete Llama folder, or a tokenizer that is not byte-pair encoding.
         CollectionError: the corpus has no text.
+        OutputError: the place to write to is taken, by the model or by what was not made here.
     """
+    check_apart(recipe.out, recipe.model)
     config = read_json(recipe.model / "config.json")
     check_llama_weights(recipe.model, config)
     tokenizer = json.loads((recipe.model / "tokenizer.json").read_text(encoding="utf-8"))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from drama_models.errors import RecipeError
+from drama_models.errors import OutputError, RecipeError
+from drama_models.folders import sha256_of_folder
 from drama_models.model_folder import read_json
-from export.__main__ import VerifyRecipe, parsed
+from export.__main__ import COMMANDS, VerifyRecipe, parsed
 from export.adopt import AdoptRecipe
 from export.publish import PublishRecipe
 from export.release import ReleaseRecipe
@@ -67,6 +68,19 @@ def test_release_of_something_else_is_one_sentence(tmp_path: Path) -> None:
     assert "config.json" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [("release",), ("trim-vocab", "--languages", "en")])
+def test_a_source_is_never_replaced_by_what_is_made_of_it(
+    command: tuple[str, ...], retriever_folder: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(retriever_folder, tmp_path / "made" / "source"))
+    before = sha256_of_folder(tmp_path / "made")
+    (tmp_path / "link").symlink_to(source)
+    for out in (source, tmp_path / "link", tmp_path / "made"):
+        with pytest.raises(OutputError, match="which it is made from; choose another name"):
+            COMMANDS[command[0]][0]([str(source), "--out", str(out), *command[1:]])
+    assert sha256_of_folder(tmp_path / "made") == before
 
 
 def test_words_are_read_as_people_type_them(tmp_path: Path) -> None:
