@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from dataclasses import dataclass, fields
@@ -63,7 +64,8 @@ def parsed(recipe_class: type[Recipe], command: str, arguments: Sequence[str], *
             elif not sign and kinds[name] == "bool":
                 sign, value = "=", "true"
             if kinds[name].startswith("tuple") and value and not value.startswith("["):
-                value = f"[{value}]"
+                # quoted, since YAML takes the language `no` for a falsehood
+                value = f"[{value}]" if "int" in kinds[name] else json.dumps(value.split(","), ensure_ascii=False)
             flag = f"--{name}"
         found.append(flag + sign + value)
     return parse_recipe(recipe_class, found, command=f"python -m export {command}")

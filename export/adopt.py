@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
+from yaml import YAMLError
 
 from drama_models.errors import ModelFolderError, RecipeError
 from drama_models.model_folder import find_model_folder, read_json
@@ -85,6 +86,6 @@ def _stated_license(folder: Path) -> str | None:
         return None
     try:
         stated = ModelCard.load(folder / CARD_FILE).data.get("license")
-    except ValueError:  # metadata that the hub would refuse as well
+    except (ValueError, YAMLError):  # metadata that the hub would refuse as well
         return None
     return stated if isinstance(stated, str) else None

@@ -91,6 +91,8 @@ def test_words_are_read_as_people_type_them(tmp_path: Path) -> None:
     words = ["RELEASE", "owner/name", "--pull-request", "--really"]
     publish = parsed(PublishRecipe, "publish", words, "release", "repo")
     assert (publish.repo, publish.pull_request, publish.really) == ("owner/name", True, True)
+    norwegian = parsed(TrimRecipe, "trim-vocab", ["FOLDER", "--out", "OUT", "--languages", "no,en"], "model")
+    assert norwegian.languages == ("no", "en")
     (tmp_path / "trim.yaml").write_text("model: FOLDER\nlanguages: [en, de]\n", encoding="utf-8")
     trim = parsed(TrimRecipe, "trim-vocab", [str(tmp_path / "trim.yaml"), "OTHER", "--out", "OUT"], "model")
     assert (trim.model, trim.languages) == (Path("OTHER"), ("en", "de"))
