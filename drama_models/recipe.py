@@ -66,7 +66,11 @@ def parse_recipe(recipe_class: type[Recipe], arguments: Sequence[str], *, comman
 
 
 def run_command(
-    room: str, commands: Mapping[str, tuple[Callable[[list[str]], str], str]], arguments: Sequence[str]
+    room: str,
+    commands: Mapping[str, tuple[Callable[[list[str]], str], str]],
+    arguments: Sequence[str],
+    *,
+    interrupted: str = "the same command goes on at its last checkpoint",
 ) -> int:
     """Command line of a workshop room: run one command and print what it made.
 
@@ -74,6 +78,7 @@ def run_command(
         room: its name, as in `python -m pruning`.
         commands: name to function, from command-line words to the text to print, and its purpose.
         arguments: command-line words.
+        interrupted: what is said after an interruption.
 
     Returns:
         Exit code: 2 with one sentence for a user's mistake, 130 when interrupted.
@@ -99,7 +104,7 @@ def run_command(
         print(f"error: {sentence}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on at its last checkpoint", file=sys.stderr)  # noqa: T201
+        print(f"interrupted; {interrupted}", file=sys.stderr)  # noqa: T201
         return 130
     return 0
 

@@ -137,5 +137,10 @@ COMMANDS = {
 }
 
 
+def main() -> int:
+    """Run the command of this process; returns its exit code."""
+    return run_command("export", COMMANDS, sys.argv[1:], interrupted="no folder was made or replaced")
+
+
 if __name__ == "__main__":
-    sys.exit(run_command("export", COMMANDS, sys.argv[1:]))
+    sys.exit(main())

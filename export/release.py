@@ -15,7 +15,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 
 from drama_models.encoder import Encoder
-from drama_models.errors import DimensionError, ModelFolderError, PrecisionError, TextsCutWarning
+from drama_models.errors import DimensionError, LengthError, ModelFolderError, PrecisionError, TextsCutWarning
 from drama_models.folders import atomic_folder, check_apart
 from drama_models.layout import find_layouts
 from drama_models.model_folder import check_llama_weights, llama_tensor_shapes, read_json, weight_files
@@ -69,6 +69,11 @@ class FolderRecipe:
     def __post_init__(self) -> None:
         if "fp32" not in self.onnx:
             raise ValueError(f"onnx={list(self.onnx)} lacks fp32, which clients load by default; add it.")
+        if self.max_length is not None and self.max_length <= 2:
+            raise ValueError(
+                f"max_length={self.max_length} leaves no room between the two ends of a text; choose more tokens, or "
+                "leave it out for the source's own limit."
+            )
         name = self.name or self.out.name
         if asks_for_llama(self.license) and not name.rpartition("/")[2].lower().startswith("llama"):
             raise ValueError(f"license={self.license!r} wants a name that begins with Llama; pass --name Llama-{name}.")
@@ -131,6 +136,7 @@ def write_release(
         ModelFolderError: the source is not a complete folder of one of them, or a client disagrees.
         OutputError: the place to write to is taken, by the source or by what was not made here.
         DimensionError: an announced size that the model does not have.
+        LengthError: more tokens are asked for than the model has positions for.
         PrecisionError: a graph in int8 is asked for, and would lose too much, or cannot be made.
     """
     check_apart(recipe.out, source)
@@ -269,6 +275,11 @@ def _write_weights(retriever: Path, out: Path, names: Container[str]) -> None:
 def _release_profile(source: Path, recipe: FolderRecipe) -> Profile:
     profile = Profile.from_folder(source)
     if recipe.max_length is not None:
+        if profile.most_tokens is not None and recipe.max_length > profile.most_tokens:
+            raise LengthError(
+                f"max_length={recipe.max_length} is beyond the {profile.most_tokens} tokens that {source} has position "
+                "embeddings for; choose fewer, or leave it out for the source's own limit."
+            )
         profile = replace(profile, max_length=recipe.max_length)
     if recipe.dims:
         wrong = [dim for dim in recipe.dims if not 1 <= dim <= profile.hidden_size]

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from drama_models import Encoder
-from drama_models.errors import ModelFolderError, PrecisionError
+from drama_models.errors import LengthError, ModelFolderError, PrecisionError
 from drama_models.model_folder import read_json
 from drama_models.sample_texts import SAMPLE_TEXTS
 from export.bert_graph import build_graph
@@ -86,6 +86,8 @@ def test_a_bert_becomes_a_release_that_every_client_loads(tmp_path: Path) -> Non
 def test_what_cannot_be_released_is_said(tmp_path: Path) -> None:
     with pytest.raises(PrecisionError, match=r"is a BERT, whose graphs are not made in eight bits; leave int8 out"):
         release(ReleaseRecipe(retriever=NANO, out=tmp_path / "out", onnx=("fp32", "int8")))
+    with pytest.raises(LengthError, match=r"max_length=4096 is beyond the \d+ tokens that .* has position embeddings"):
+        release(ReleaseRecipe(retriever=NANO, out=tmp_path / "out", max_length=4096))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "modernbert"}), encoding="utf-8")
     with pytest.raises(ModelFolderError, match="is a modernbert, and releases are made of Llama and BERT encoders"):

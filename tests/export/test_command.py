@@ -12,7 +12,7 @@ import pytest
 from drama_models.errors import OutputError, RecipeError
 from drama_models.folders import sha256_of_folder
 from drama_models.model_folder import read_json
-from export.__main__ import COMMANDS, VerifyRecipe, parsed
+from export.__main__ import COMMANDS, VerifyRecipe, main, parsed
 from export.adopt import AdoptRecipe
 from export.publish import PublishRecipe
 from export.release import ReleaseRecipe
@@ -98,6 +98,18 @@ def test_words_are_read_as_people_type_them(tmp_path: Path) -> None:
     assert (trim.model, trim.languages) == (Path("OTHER"), ("en", "de"))
 
 
+def test_an_interrupted_command_says_what_it_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: list[str]) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "release", (interrupted, ""))
+    monkeypatch.setattr("sys.argv", ["export", "release"])
+    assert main() == 130
+    assert capsys.readouterr().err == "interrupted; no folder was made or replaced\n"
+
+
 def test_what_is_missing_or_contradicts_itself_is_named() -> None:
     with pytest.raises(RecipeError, match="license"):
         parsed(AdoptRecipe, "adopt", ["facebook/drama-base", "--out", "OUT"], "model")
@@ -110,5 +122,8 @@ def test_what_is_missing_or_contradicts_itself_is_named() -> None:
     assert named.name == "owner/Llama-small"
     with pytest.raises(RecipeError, match="max_tokens=-3 must be above 0"):
         parsed(VerifyRecipe, "verify", ["RELEASE", "--max-tokens=-3"], "release")
+    for length in ("0", "-5", "1", "2"):
+        with pytest.raises(RecipeError, match=f"max_length={length} leaves no room between the two ends"):
+            parsed(ReleaseRecipe, "release", ["RETRIEVER", "--out", "OUT", f"--max-length={length}"], "retriever")
     with pytest.raises(RecipeError, match="owner/name"):
         parsed(PublishRecipe, "publish", ["RELEASE", "name"], "release", "repo")
