@@ -136,7 +136,9 @@ def load_tokenizer(folder: Path, *, set_ends: bool) -> Tokenizer:
 def _lower_texts(tokenizer: Tokenizer) -> None:
     """Take texts in lower case before all else, unless a step does that, exactly as sentence-transformers does."""
     own = tokenizer.normalizer
-    steps = list(own) if isinstance(own, normalizers.Sequence) else [own] if own is not None else []
+    steps = [own] if own is not None else []
+    if isinstance(own, normalizers.Sequence):
+        steps = list(own)  # type: ignore[call-overload]  # its stubs do not say that it can be walked
     if not any(isinstance(step, normalizers.Lowercase) for step in steps):
         tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 

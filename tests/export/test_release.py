@@ -228,7 +228,7 @@ def test_what_a_release_would_leave_behind_is_noticed(
     def with_other_positions(*arguments: Any, **named: Any) -> dict[str, Any]:
         return release_config(*arguments, **named) | {"rope_parameters": rope}
 
-    monkeypatch.setattr("export.release.release_config", with_other_positions)
+    monkeypatch.setattr("export.release_settings.release_config", with_other_positions)
     with pytest.raises(ModelFolderError, match="would not encode as that folder does"):
         release(ReleaseRecipe(retriever=retriever_folder, out=tmp_path / "release"))
 
