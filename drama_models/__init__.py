@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from drama_models.errors import MissingExtraError
+
 if TYPE_CHECKING:
     from drama_models.bm25 import BM25
     from drama_models.collection import Collection
@@ -36,7 +38,12 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'drama_models' has no attribute {name!r}; choose one of: {', '.join(__all__)}")
-    value = getattr(import_module(f"drama_models.{_HOMES[name]}"), name)
+    try:
+        value = getattr(import_module(f"drama_models.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
+        raise MissingExtraError(name, "torch") from None
     globals()[name] = value
     return value
 

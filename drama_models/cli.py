@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         answer: Answer = options.command(options)
         return json.dumps(answer.value, ensure_ascii=False) if options.json else answer.text
 
-    return run(command, goes_on="where it stopped")
+    return run(command, interrupted="the same command goes on where it stopped")
 
 
 def command_line() -> argparse.ArgumentParser:

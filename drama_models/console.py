@@ -21,12 +21,12 @@ REFUSED = (
 )  # fmt: skip
 
 
-def run(command: Callable[[], str | None], *, goes_on: str) -> int:
+def run(command: Callable[[], str | None], *, interrupted: str) -> int:
     """Run a command and print what it returns, if anything.
 
     Args:
         command: of no arguments.
-        goes_on: where the same command goes on after Ctrl-C, such as "where it stopped".
+        interrupted: what is said after Ctrl-C, such as "the same command goes on where it stopped".
 
     Returns:
         Exit code: 2 with one sentence for a user's mistake or the disk's trouble, 130 when interrupted.
@@ -36,7 +36,7 @@ def run(command: Callable[[], str | None], *, goes_on: str) -> int:
         if said is not None:
             say(said)
     except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on {goes_on}", file=sys.stderr)  # noqa: T201
+        print(f"interrupted; {interrupted}", file=sys.stderr)  # noqa: T201
         return 130
     except (DramaError, OSError, RuntimeError, SafetensorError) as error:
         sentence = str(error) if isinstance(error, DramaError) else disk_trouble(error)

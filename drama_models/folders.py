@@ -156,6 +156,16 @@ def check_replaceable(target: Path, marks: Sequence[str] = MARKS) -> None:
         )
 
 
+def check_apart(out: Path, source: Path) -> None:
+    """Refuse to put what is made in the place of what it is made from.
+
+    Raises:
+        OutputError: `out` is `source`, or one of the folders that it lies in.
+    """
+    if source.resolve().is_relative_to(out.resolve()):
+        raise OutputError(f"{out} would replace {source}, which it is made from; choose another name.")
+
+
 def _share_files(folder: Path) -> None:
     """Let others read what libraries wrote for their owner alone, as safetensors does, as far as the folder's mode."""
     mode = folder.stat().st_mode & 0o666  # what the process' umask leaves of it

@@ -59,12 +59,13 @@ def find_model_folder(name_or_path: str | Path, revision: str | None = None) -> 
 def stated_license(folder: Path) -> str | None:
     """Licence that a folder's own card states in its metadata; None where there is no card, or it does not say."""
     from huggingface_hub import ModelCard
+    from yaml import YAMLError
 
     if not (folder / CARD).is_file():
         return None
     try:
         stated = ModelCard.load(folder / CARD).data.get("license")
-    except ValueError:  # metadata that the hub would refuse as well
+    except (ValueError, YAMLError):  # metadata that the hub would refuse as well
         return None
     return stated if isinstance(stated, str) else None
 
@@ -229,7 +230,7 @@ def llama_tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or hidden // heads
     kv = (config.get("num_key_value_heads") or heads) * head_dim
-    per_layer = {
+    per_layer: dict[str, tuple[int, ...]] = {
         "self_attn.q_proj.weight": (heads * head_dim, hidden),
         "self_attn.k_proj.weight": (kv, hidden),
         "self_attn.v_proj.weight": (kv, hidden),
@@ -240,6 +241,10 @@ def llama_tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         "input_layernorm.weight": (hidden,),
         "post_attention_layernorm.weight": (hidden,),
     }
+    for setting, part in (("attention_bias", "self_attn."), ("mlp_bias", "mlp.")):
+        if config.get(setting):
+            biases = {name.replace(".weight", ".bias"): shape[:1] for name, shape in per_layer.items() if part in name}
+            per_layer |= biases
     shapes: dict[str, tuple[int, ...]] = {
         f"layers.{layer}.{name}": shape
         for layer in range(config["num_hidden_layers"])

@@ -68,7 +68,11 @@ def parse_recipe(recipe_class: type[Recipe], arguments: Sequence[str], *, comman
 
 
 def run_command(
-    room: str, commands: Mapping[str, tuple[Callable[[list[str]], str], str]], arguments: Sequence[str]
+    room: str,
+    commands: Mapping[str, tuple[Callable[[list[str]], str], str]],
+    arguments: Sequence[str],
+    *,
+    interrupted: str = "the same command goes on at its last checkpoint",
 ) -> int:
     """Command line of a workshop room: run one command and print what it made.
 
@@ -76,6 +80,7 @@ def run_command(
         room: its name, as in `python -m pruning`.
         commands: name to function, from command-line words to the text to print, and its purpose.
         arguments: command-line words.
+        interrupted: what is said after an interruption.
 
     Returns:
         Exit code: 2 with one sentence for a user's mistake, 130 when interrupted.
@@ -92,7 +97,7 @@ def run_command(
         made = commands[arguments[0]][0](list(arguments[1:]))
         return made if os.environ.get("RANK", "0") == "0" else None  # of several processes under torchrun one speaks
 
-    return run(command, goes_on="at its last checkpoint")
+    return run(command, interrupted=interrupted)
 
 
 def load_recipe(recipe_class: type[Recipe], path: str | Path, **overrides: object) -> Recipe:

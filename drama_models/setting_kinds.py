@@ -91,7 +91,7 @@ KINDS: dict[str, dict[str, Kind]] = {
         "model_max_length": LENGTH, "add_bos_token": FLAG, "add_eos_token": FLAG,
         "bos_token": TOKEN, "eos_token": TOKEN, "unk_token": TOKEN, "pad_token": TOKEN,
     },
-    "sentence_bert_config.json": {"max_seq_length": LENGTH},
+    "sentence_bert_config.json": {"max_seq_length": LENGTH, "do_lower_case": FLAG},
     "config_sentence_transformers.json": {
         "prompts": NAMED_TEXTS, "default_prompt_name": TEXT, "title_separator": TEXT, "truncate_dim": SIZE,
     },

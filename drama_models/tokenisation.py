@@ -6,7 +6,7 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 from tokenizers.processors import TemplateProcessing
 
 from drama_models.errors import LengthError, ModelFolderError, TextError
@@ -120,7 +120,7 @@ class TextTokenizer:
 
 
 def load_tokenizer(folder: Path, *, set_ends: bool) -> Tokenizer:
-    """A folder's tokenizer, without padding and truncation.
+    """A folder's tokenizer, without padding and truncation; in lower case where sentence_bert_config.json says so.
 
     Args:
         folder: with `tokenizer.json`, or the `vocab.txt` of an older BERT.
@@ -137,6 +137,9 @@ def load_tokenizer(folder: Path, *, set_ends: bool) -> Tokenizer:
         raise
     except BaseException as error:  # the Rust library raises bare Exception, and its panics are no Exception at all
         raise ModelFolderError(f"{path} is not a tokenizer file ({error}); fetch it again.") from None
+    lowered = folder / "sentence_bert_config.json"
+    if lowered.is_file() and read_json(lowered).get("do_lower_case"):
+        _lower_texts(tokenizer)
     if set_ends:
         keys = ["eos_token"] if settings.get("add_bos_token") is False else ["bos_token", "eos_token"]
         ends = {key: end_token(folder, tokenizer, settings, key) for key in keys}
@@ -146,6 +149,16 @@ def load_tokenizer(folder: Path, *, set_ends: bool) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def _lower_texts(tokenizer: Tokenizer) -> None:
+    """Take texts in lower case before all else, unless a step does that, exactly as sentence-transformers does."""
+    own = tokenizer.normalizer
+    steps = [own] if own is not None else []
+    if isinstance(own, normalizers.Sequence):
+        steps = list(own)  # type: ignore[call-overload]  # its stubs do not say that it can be walked
+    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
 
 def _word_pieces(path: Path, settings: dict[str, Any]) -> Tokenizer:

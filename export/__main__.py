@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from dataclasses import dataclass, fields
@@ -61,7 +62,8 @@ def parsed(recipe_class: type[Recipe], command: str, arguments: Sequence[str], *
             if not sign and words and not words[0].startswith("--"):
                 sign, value = "=", words.pop(0)
             if kinds[name].startswith("tuple") and value and not value.startswith("["):
-                value = f"[{value}]"
+                # quoted, since YAML takes the language `no` for a falsehood
+                value = f"[{value}]" if "int" in kinds[name] else json.dumps(value.split(","), ensure_ascii=False)
             flag = f"--{name}"
         found.append(flag + sign + value)
     return parse_recipe(recipe_class, found, command=f"python -m export {command}")
@@ -133,5 +135,10 @@ COMMANDS = {
 }
 
 
+def main() -> int:
+    """Run the command of this process; returns its exit code."""
+    return run_command("export", COMMANDS, sys.argv[1:], interrupted="no folder was made or replaced")
+
+
 if __name__ == "__main__":
-    sys.exit(run_command("export", COMMANDS, sys.argv[1:]))
+    sys.exit(main())

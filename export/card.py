@@ -70,6 +70,7 @@ def write_card(
         dims=", ".join(map(str, profile.dims)),
         max_length=profile.max_length,
         query_prompt=profile.query_prompt,
+        document_prompt=profile.document_prompt,
         bert=read_json(path.parent / "config.json").get("model_type") == "bert",
         built_with_llama=asks_for_llama(license_id),
         graphs=", ".join(f"`{graph.name}`" for graph in sorted((path.parent / "onnx").glob("*.onnx"))),

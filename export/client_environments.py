@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -45,6 +45,10 @@ class Client:
     """Whether each graph of the folder has its turn."""
     without: str = ""
     """Texts that it changes before they reach the model, on which it is not compared; said in the table."""
+    pools_as_told: bool = True
+    """Whether its script pools as the folder says; else by mean."""
+    not_for: tuple[str, ...] = ()
+    """Kinds of model, as config.json names them, that its script does not know."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Environment:
         return found[0]
 
 
+REMOTE_CODE = "remote-code"
 TORCH = {"torch": ""}
 CUT_TEXTS = "cut texts"  # transformers.js and llama.cpp cut EOS off together with what is too long
 OUTER_SPACE = "texts with outer white space"  # sentence-transformers 5 strips it
@@ -75,7 +80,7 @@ CLIENTS = (
     Client(
         name="automodel, remote code",
         script="automodel.py",
-        argument="remote-code",
+        argument=REMOTE_CODE,
         needs={"transformers": "<5.2"} | TORCH,
     ),
     Client(
@@ -86,7 +91,7 @@ CLIENTS = (
     Client(
         name="sentence_transformers, remote code",
         script="sentence_transformers.py",
-        argument="remote-code",
+        argument=REMOTE_CODE,
         needs={"sentence-transformers": ">=5", "transformers": "<5"} | TORCH,
         without=OUTER_SPACE,
     ),
@@ -99,12 +104,14 @@ CLIENTS = (
     ),
     Client(name="onnxruntime", script="onnxruntime.py", needs={"onnxruntime": "", "tokenizers": ""}, graphs=True),
     Client(name="openvino", script="openvino.py", needs={"openvino": "", "tokenizers": ""}, graphs=True),
-    Client(name="fastembed", script="fastembed.py", needs={"fastembed": ""}, graphs=True),
+    Client(name="fastembed", script="fastembed.py", needs={"fastembed": ""}, graphs=True, pools_as_told=False),
     Client(
         name="llama.cpp",
         script="llama_cpp.py",
         needs={"llama-cpp-python": "", "gguf": "", "safetensors": ""},
         without=CUT_TEXTS,
+        pools_as_told=False,
+        not_for=("bert",),
     ),
     Client(
         name="transformers.js",
@@ -112,8 +119,16 @@ CLIENTS = (
         needs={NODE_PACKAGE: ">=3"},
         graphs=True,
         without=CUT_TEXTS,
+        pools_as_told=False,
     ),
 )
+
+
+def without_remote_code(client: Client) -> Client:
+    """The client as it is used on a folder that brings no code: BERTs and causal Llamas need none anywhere."""
+    if client.argument != REMOTE_CODE:
+        return client
+    return replace(client, name=client.name.replace("remote code", "older transformers"), argument="")
 
 
 def this_environment() -> Environment:

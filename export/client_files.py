@@ -8,6 +8,7 @@ here.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from drama_models.profile import POOLING_MODES
@@ -68,6 +69,11 @@ def sentence_transformers_files(profile: Profile) -> dict[str, Any]:
     if profile.normalise:
         modules.append(("2_Normalize", "Normalize"))
     pooling = POOLING_MODES[profile.pooling]
+    ours: dict[str, Any] = {}  # what drama_models reads beside it
+    if profile.title_separator != " ":
+        ours["title_separator"] = profile.title_separator
+    if profile.instruct is not None:
+        ours["instruct_format"] = asdict(profile.instruct)
     files: dict[str, Any] = {
         "modules.json": [
             {"idx": number, "name": str(number), "path": path, "type": f"{package}.{kind}"}
@@ -76,9 +82,10 @@ def sentence_transformers_files(profile: Profile) -> dict[str, Any]:
         "sentence_bert_config.json": {"max_seq_length": profile.max_length, "do_lower_case": False},
         "config_sentence_transformers.json": {
             "model_type": "SentenceTransformer",
-            "prompts": {"query": profile.query_prompt, "document": profile.document_prompt},
+            "prompts": profile.prompts | {"query": profile.query_prompt, "document": profile.document_prompt},
             "default_prompt_name": None,
             "similarity_fn_name": "cosine" if profile.normalise else "dot",
+            **ours,
         },
         "1_Pooling/config.json": {
             "word_embedding_dimension": profile.hidden_size,

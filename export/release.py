@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 
-from drama_models.errors import DimensionError, ModelFolderError, PrecisionError
-from drama_models.folders import atomic_folder
+from drama_models.encoder import Encoder
+from drama_models.errors import DimensionError, LengthError, ModelFolderError, PrecisionError, TextsCutWarning
+from drama_models.folders import atomic_folder, check_apart
+from drama_models.layout import find_layouts
 from drama_models.model_folder import check_llama_weights, llama_tensor_shapes, read_json, weight_files
-from drama_models.profile import DRAMA_QUERY_PROMPT, Profile
+from drama_models.profile import EXAMPLES, Profile
 from drama_models.provenance import write_provenance
 from drama_models.runtimes.bert_shape import BertShape, check_bert_weights, stock_name
 from drama_models.sample_texts import SAMPLE_TEXTS
-from drama_models.tokenisation import end_token, load_tokenizer
 from export.card import CARD_FILE, asks_for_llama, write_card
-from export.client_files import release_config, sentence_transformers_files, tokenizer_files
 from export.int8_onnx import write_int8_onnx
+from export.release_settings import write_settings
 from export.to_onnx import OnnxPrecision, external_data_files, write_onnx
 from export.verification import write_verification
-from export.verify import verify
+from export.verify import MIN_COSINE, difference, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Sequence
-
-    from tokenizers import Tokenizer
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from export.verify import Parity
 
 MODEL_CODE = Path(__file__).parents[1] / "drama_models" / "modeling_drama.py"
-ENDS = ("bos_token", "eos_token")
 LLAMA, BERT = "llama", "bert"
 
 
@@ -60,6 +61,11 @@ class FolderRecipe:
     def __post_init__(self) -> None:
         if "fp32" not in self.onnx:
             raise ValueError(f"onnx={list(self.onnx)} lacks fp32, which clients load by default; add it.")
+        if self.max_length is not None and self.max_length <= 2:
+            raise ValueError(
+                f"max_length={self.max_length} leaves no room between the two ends of a text; choose more tokens, or "
+                "leave it out for the source's own limit."
+            )
         name = self.name or self.out.name
         if asks_for_llama(self.license) and not name.rpartition("/")[2].lower().startswith("llama"):
             raise ValueError(f"license={self.license!r} wants a name that begins with Llama; pass --name Llama-{name}.")
@@ -120,19 +126,26 @@ def write_release(
 
     Raises:
         ModelFolderError: the source is not a complete folder of one of them, or a client disagrees.
+        OutputError: the place to write to is taken, by the source or by what was not made here.
         DimensionError: an announced size that the model does not have.
+        LengthError: more tokens are asked for than the model has positions for.
         PrecisionError: a graph in int8 is asked for, and would lose too much, or cannot be made.
     """
-    config = read_json(source / "config.json")
-    names = _checked_names(source, config)
+    check_apart(recipe.out, source)
+    backbone = _backbone(source)
+    config = read_json(backbone / "config.json")
+    names = _checked_names(backbone, config)
     if config.get("model_type") == BERT and "int8" in recipe.onnx:
         raise PrecisionError(f"{source} is a BERT, whose graphs are not made in eight bits; leave int8 out of --onnx.")
     profile = _release_profile(source, recipe)
-    with atomic_folder(recipe.out) as partial:
-        _write_weights(source, partial, names)
-        _write_settings(source, config, profile, partial)
+    with atomic_folder(recipe.out) as partial, _named(partial, recipe.out):
+        _write_weights(backbone, partial, names)
+        write_settings(backbone, config, profile, partial)
+        if profile.examples:
+            shutil.copy(source / EXAMPLES, partial / EXAMPLES)
         if profile.bidirectional and config.get("model_type") != BERT:
             shutil.copy(MODEL_CODE, partial / MODEL_CODE.name)
+        _check_same_vectors(source, partial, profile)
         figures = _write_graphs(partial, recipe.onnx)
         figures |= measure(partial) if measure else {}
         parity = verify(partial, SAMPLE_TEXTS)
@@ -155,6 +168,55 @@ def write_release(
         )
         write_verification(partial, parity)
     return parity
+
+
+def _backbone(source: Path) -> Path:
+    """Folder of the source's encoder.
+
+    Raises:
+        ModelFolderError: it has one for queries and another one for documents.
+    """
+    query, document = find_layouts(source)
+    if query != document:
+        raise ModelFolderError(
+            f"{source} has one encoder for queries and another one for documents, and releases are made of one for "
+            "both; sentence-transformers and drama_models load the folder as it is."
+        )
+    return query.backbone
+
+
+@contextmanager
+def _named(partial: Path, out: Path) -> Iterator[None]:
+    """Let errors speak of the folder that was asked for, not of the hidden one beside it."""
+    try:
+        yield
+    except ModelFolderError as error:
+        raise type(error)(str(error).replace(partial.name, out.name)) from None
+
+
+def _check_same_vectors(source: Path, made: Path, profile: Profile) -> None:
+    """Compare source and release through our own encoder; clients are compared with the release alone.
+
+    Raises:
+        ModelFolderError: they differ, since the source has what no release carries over.
+    """
+    encoders = (
+        Encoder.from_pretrained(folder, runtime="torch", max_length=profile.max_length, verify=False)
+        for folder in (source, made)
+    )
+    texts = SAMPLE_TEXTS[1:-1]  # the first is empty, which may have no vector; the last is there to be cut
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextsCutWarning)  # of a release for very short texts
+        before, after = (
+            np.concatenate([encoder.encode_queries(texts), encoder.encode_documents(texts)]) for encoder in encoders
+        )
+    _, cosines = difference(after, before)
+    if not cosines.min() >= MIN_COSINE:  # also where it is NaN
+        raise ModelFolderError(
+            f"The release of {source} would not encode as that folder does: smallest cosine {cosines.min():.6f} on "
+            f"sample texts, at least {MIN_COSINE} is expected. The folder has something that releases do not carry "
+            "over; drama_models loads it as it is."
+        )
 
 
 def _write_graphs(folder: Path, precisions: Sequence[OnnxPrecision]) -> dict[str, Any]:
@@ -204,9 +266,12 @@ def _write_weights(retriever: Path, out: Path, names: Container[str]) -> None:
 
 def _release_profile(source: Path, recipe: FolderRecipe) -> Profile:
     profile = Profile.from_folder(source)
-    if "query" not in profile.prompts and read_json(source / "config.json").get("model_type", LLAMA) == LLAMA:
-        profile = replace(profile, query_prompt=DRAMA_QUERY_PROMPT)  # a folder without a word about it
     if recipe.max_length is not None:
+        if profile.most_tokens is not None and recipe.max_length > profile.most_tokens:
+            raise LengthError(
+                f"max_length={recipe.max_length} is beyond the {profile.most_tokens} tokens that {source} has position "
+                "embeddings for; choose fewer, or leave it out for the source's own limit."
+            )
         profile = replace(profile, max_length=recipe.max_length)
     if recipe.dims:
         wrong = [dim for dim in recipe.dims if not 1 <= dim <= profile.hidden_size]
@@ -214,29 +279,3 @@ def _release_profile(source: Path, recipe: FolderRecipe) -> Profile:
             raise DimensionError(f"dims={wrong} must lie between 1 and the model's {profile.hidden_size}.")
         profile = replace(profile, dims=tuple(sorted(recipe.dims, reverse=True)))
     return profile
-
-
-def _write_settings(source: Path, config: dict[str, Any], profile: Profile, out: Path) -> None:
-    tokenizer = _write_tokenizer(source, profile, out)
-    named = read_json(source / "tokenizer_config.json")
-    if profile.set_ends:  # some folders name BOS and EOS by number only
-        named |= {key: end_token(source, tokenizer, named, key) for key in ENDS if named.get(key) is None}
-    files = tokenizer_files(named, profile.max_length)
-    pad_token = files["special_tokens_map.json"]["pad_token"]
-    pad_token_id = tokenizer.token_to_id(pad_token)
-    if pad_token_id is None:
-        raise ModelFolderError(f"{source}: the pad token {pad_token!r} is not in tokenizer.json; add it there.")
-    files["config.json"] = release_config(config, profile, pad_token_id=pad_token_id)
-    files |= sentence_transformers_files(profile)
-    for name, content in files.items():
-        (out / name).parent.mkdir(exist_ok=True)
-        (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_tokenizer(source: Path, profile: Profile, out: Path) -> Tokenizer:
-    """The tokenizer file as it was, but for BOS and EOS, which stock clients find in its post-processor alone."""
-    tokenizer = load_tokenizer(source, set_ends=profile.set_ends)
-    content = read_json(source / "tokenizer.json") | {"padding": None, "truncation": None}
-    content["post_processor"] = json.loads(tokenizer.to_str())["post_processor"]
-    (out / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-    return tokenizer

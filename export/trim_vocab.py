@@ -21,12 +21,13 @@ from drama_models.collection import Collection
 from drama_models.encoder import Encoder
 from drama_models.errors import CollectionError, ModelFolderError
 from drama_models.evaluation import evaluate
-from drama_models.folders import atomic_folder
+from drama_models.folders import atomic_folder, check_apart
 from drama_models.model_folder import check_llama_weights, read_json, weight_files
 from drama_models.profile import Profile
 from drama_models.provenance import write_provenance
 from drama_models.retriever import Retriever
 from drama_models.tokenisation import TextTokenizer
+from export.release import LLAMA
 from export.verification import FILE_NAME as VERIFICATION
 from export.vocabulary import LATIN, SCRIPTS, kept_tokens, smaller_tokenizer
 
@@ -80,13 +81,24 @@ def trim_vocabulary(recipe: TrimRecipe) -> dict[str, Any]:
     Raises:
         ModelFolderError: not a complete Llama folder, or a tokenizer that is not byte-pair encoding.
         CollectionError: the corpus has no text.
+        OutputError: the place to write to is taken, by the model or by what was not made here.
     """
+    check_apart(recipe.out, recipe.model)
     config = read_json(recipe.model / "config.json")
+    if config.get("model_type", LLAMA) != LLAMA:
+        raise ModelFolderError(
+            f"{recipe.model} is a {config['model_type']}, and vocabularies of Llamas are cut here; keep it as it is."
+        )
     check_llama_weights(recipe.model, config)
-    tokenizer = json.loads((recipe.model / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = read_json(recipe.model / "tokenizer.json")
     counts = _counts(recipe)
     used = {number for number, count in counts.items() if count >= recipe.least_count}
-    kept = kept_tokens(tokenizer, used, recipe.languages)
+    kept = kept_tokens(tokenizer, used | _named_ids(config), recipe.languages)
+    if kept[-1] >= config["vocab_size"]:
+        raise ModelFolderError(
+            f"{recipe.model / 'tokenizer.json'} has a token of number {kept[-1]} where the embedding has "
+            f"{config['vocab_size']} rows; use weights and tokenizer of one model."
+        )
     with atomic_folder(recipe.out) as partial:
         _copy_settings(recipe.model, partial)
         (partial / "tokenizer.json").write_text(
@@ -103,6 +115,13 @@ def trim_vocabulary(recipe: TrimRecipe) -> dict[str, Any]:
             figures=figures,
             parent=recipe.model,
         )
+
+
+def _named_ids(config: dict[str, Any]) -> set[int]:
+    """Rows of the embedding that the configuration names; numbers such as -1, for none, are no rows."""
+    values = [config.get(name) for name in ID_SETTINGS]
+    numbers = {number for value in values for number in (value if isinstance(value, list) else [value])}
+    return {number for number in numbers if number is not None and 0 <= number < config["vocab_size"]}
 
 
 def _counts(recipe: TrimRecipe) -> Counter[int]:
@@ -162,7 +181,7 @@ def _write_config(out: Path, config: dict[str, Any], kept: list[int]) -> None:
     new = {old: number for number, old in enumerate(kept)}
 
     def renumbered(value: Any) -> Any:
-        return [new[number] for number in value] if isinstance(value, list) else new[value]
+        return [new.get(number, number) for number in value] if isinstance(value, list) else new.get(value, value)
 
     changed = {name: renumbered(config[name]) for name in ID_SETTINGS if config.get(name) is not None}
     settings = config | changed | {"vocab_size": len(kept)}
@@ -172,7 +191,9 @@ def _write_config(out: Path, config: dict[str, Any], kept: list[int]) -> None:
         named = read_json(path)
         decoder = named.get("added_tokens_decoder")
         if decoder:
-            named["added_tokens_decoder"] = {str(new[int(number)]): token for number, token in decoder.items()}
+            named["added_tokens_decoder"] = {
+                str(new[int(number)]): token for number, token in decoder.items() if int(number) in new
+            }
         path.write_text(json.dumps(named, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from drama_models.encoder import Encoder
 from drama_models.errors import ModelFolderError, TextsCutWarning
-from drama_models.model_folder import ONNX_GRAPH
+from drama_models.model_folder import ONNX_GRAPH, read_json
 from drama_models.profile import Profile
 from drama_models.tokenisation import TextTokenizer
 from export.client_environments import (
@@ -29,9 +29,11 @@ from export.client_environments import (
     CUT_TEXTS,
     NODE_PACKAGE,
     OUTER_SPACE,
+    REMOTE_CODE,
     Client,
     Environment,
     this_environment,
+    without_remote_code,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ MODEL_CODE = Path(__file__).parents[1] / "drama_models" / "modeling_drama.py"
 BATCH_TEXTS = 8
 UNCUT = 1 << 20  # tokens
 LONG_TOKENS = 512  # beyond it a text is given alone, since attention in a padded batch needs length squared of memory
+EVERY = slice(None)
 EACH_ALONE = 5  # every fifth of the others is given alone too
 
 
@@ -106,20 +109,26 @@ def check(parity: Sequence[Parity], folder: Path) -> None:
 def compare(folder: Path, texts: Sequence[str], environments: Sequence[Environment]) -> list[Parity]:
     """Compare every client that is installed in one of the environments; the others are listed as not installed.
 
+    Clients that pool by mean alone are left out where the folder pools in another way, and those whose scripts do not
+    know this kind of model.
+
     Args:
         folder: a release folder.
         texts: encoded as documents.
         environments: to look for clients in.
     """
-    profile = Profile.from_folder(folder)
-    if profile.pooling != "mean":
-        return []
+    profile, config = Profile.from_folder(folder), read_json(folder / "config.json")
+    clients = [
+        client if "auto_map" in config else without_remote_code(client)
+        for client in CLIENTS
+        if (client.pools_as_told or profile.pooling == "mean") and config.get("model_type") not in client.not_for
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextsCutWarning)  # one of the texts is there to be cut
         ours = Encoder.from_pretrained(folder, runtime="torch").encode_documents(list(texts))
     ids, _ = TextTokenizer(folder, profile, UNCUT).encode(texts, profile.document_prompt)
     batches = padded_and_alone([min(len(row), profile.max_length) for row in ids])
-    given = [[texts[position] for position in batch] for batch in batches]
+    given = [[profile.document_prompt + texts[position] for position in batch] for batch in batches]
     order = [position for batch in batches for position in batch]
     kept = {
         "": np.ones(len(order), dtype=bool),
@@ -128,7 +137,7 @@ def compare(folder: Path, texts: Sequence[str], environments: Sequence[Environme
     }
     return [
         entry
-        for client in CLIENTS
+        for client in clients
         for entry in _client_parity(client, folder, given, ours[order], kept[client.without], environments)
     ]
 
@@ -168,7 +177,7 @@ def _client_parity(
             label += f", without {client.without}" if client.without else ""
             try:
                 vectors = _run_client(client, environment, folder, batches, graph)
-                largest, cosines = _difference(vectors, expected, kept)
+                largest, cosines = difference(vectors, expected, kept)
                 problem = _problem(cosines, graph, folder)
                 yield Parity(label, version, largest, float(cosines.min()), float(cosines.mean()), problem)
             except ModelFolderError as error:
@@ -190,7 +199,7 @@ def _run_client(
         ModelFolderError: the client cannot load the folder, or would run code that is not ours.
     """
     code = folder / MODEL_CODE.name
-    if client.argument == "remote-code" and not (code.is_file() and code.read_bytes() == MODEL_CODE.read_bytes()):
+    if client.argument == REMOTE_CODE and not (code.is_file() and code.read_bytes() == MODEL_CODE.read_bytes()):
         raise ModelFolderError(f"was not run: {MODEL_CODE.name} of {folder.name} is not the one of this project")
     with tempfile.TemporaryDirectory() as work:
         source, target = Path(work) / "batches.json", Path(work) / "vectors.npy"
@@ -224,8 +233,8 @@ def _last_line(stderr: str) -> str:
     return (lines or ["no message"])[-1]
 
 
-def _difference(
-    vectors: NDArray[np.float32], expected: NDArray[np.float32], kept: NDArray[np.bool_]
+def difference(
+    vectors: NDArray[np.float32], expected: NDArray[np.float32], kept: NDArray[np.bool_] | slice = EVERY
 ) -> tuple[float, NDArray[np.float32]]:
     """Largest difference of a coordinate, and the cosine of each text that is kept.
 

@@ -28,6 +28,12 @@ def test_public_names_are_these() -> None:
         assert getattr(drama_models, name).__module__.startswith("drama_models.")
 
 
+def test_a_name_that_needs_an_extra_says_which() -> None:
+    code = "import sys; sys.modules['torch'] = None\nfrom drama_models import DramaModel"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "DramaModel needs packages that are not installed: pip install 'drama-models[torch]'." in result.stderr
+
+
 def test_import_loads_nothing_heavy() -> None:
     assert not loaded_after("import drama_models") & HEAVY
 

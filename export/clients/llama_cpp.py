@@ -69,10 +69,11 @@ def write_gguf(folder: Path, path: Path) -> None:
     for name, weight in (pair for shard in shards for pair in load_file(shard).items()):
         weight = weight.astype(np.float32)
         if name.startswith("layers."):
-            _, layer, part = name.removesuffix(".weight").split(".", 2)
+            _, layer, part = name.split(".", 2)
+            part, _, kind = part.rpartition(".")  # weight or bias
             if part.endswith(("q_proj", "k_proj")):
                 weight = rotated_pairs(weight, heads if part.endswith("q_proj") else kv_heads)
-            name = f"blk.{layer}.{LINEAR[part]}.weight"
+            name = f"blk.{layer}.{LINEAR[part]}.{kind}"
         else:
             name = {"embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}[name]
         writer.add_tensor(name, np.ascontiguousarray(weight))

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 folder, source, target, *graph = sys.argv[1:]
 settings = json.loads(Path(folder, "tokenizer_config.json").read_text(encoding="utf-8"))
+pooling = json.loads(Path(folder, "1_Pooling/config.json").read_text(encoding="utf-8"))["pooling_mode"]
 tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
 tokenizer.enable_truncation(settings["model_max_length"])
 tokenizer.enable_padding(pad_id=tokenizer.token_to_id(settings["pad_token"]), pad_token=settings["pad_token"])
@@ -24,6 +25,9 @@ for texts in json.loads(Path(source).read_text(encoding="utf-8")):
     encodings = tokenizer.encode_batch(texts)
     ids, mask = (np.array([getattr(row, name) for row in encodings]) for name in ("ids", "attention_mask"))
     (hidden,) = session.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
-    pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    if pooling == "mean":
+        pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    else:
+        pooled = hidden[np.arange(len(ids)), mask.sum(1) - 1 if pooling == "lasttoken" else 0]
     rows.append(pooled / np.linalg.norm(pooled, axis=1, keepdims=True))
 np.save(target, np.concatenate(rows).astype(np.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from drama_models import Encoder
 from drama_models.profile import Profile
 from drama_models.tokenisation import TextTokenizer
 
@@ -50,6 +52,24 @@ def trained(pre_tokenizer: pre_tokenizers.PreTokenizer | None) -> Tokenizer:
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.train_from_iterator(PIECES * 3, trainers.BpeTrainer(show_progress=False))
     return tokenizer
+
+
+@pytest.mark.parametrize("cased", [True, False])
+def test_lower_case_is_taken_as_sentence_transformers_does(tmp_path: Path, cased: bool) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = Path(shutil.copytree(SOURCE.parents[1] / "nano", tmp_path / "nano"))
+    settings = {"max_seq_length": 128, "do_lower_case": True}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    if cased:
+        content = (
+            (folder / "tokenizer.json").read_text(encoding="utf-8").replace('"lowercase": true', '"lowercase": false')
+        )
+        (folder / "tokenizer.json").write_text(content, encoding="utf-8")
+    texts = ["How do I JOIN two Tables?", "readCsvFile in NumPy"]
+    model = SentenceTransformer(str(folder), device="cpu")
+    encoder = Encoder.from_pretrained(folder, verify=False)
+    np.testing.assert_allclose(encoder.encode_documents(texts), model.encode(texts), atol=1e-5)
 
 
 @pytest.fixture(scope="module", params=["llama 3", "metaspace", "whitespace", "none"])

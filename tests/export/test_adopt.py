@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -120,6 +121,10 @@ def test_another_licence_than_the_published_one_is_refused(published: Path, tmp_
         adopt(recipe(published, tmp_path / "out", license="apache-2.0"))
     with pytest.raises(DimensionError, match="between 1 and the model's 64"):
         adopt(recipe(published, tmp_path / "out", dims=(64, 128)))
+    broken = Path(shutil.copytree(published, tmp_path / "broken"))
+    (broken / "README.md").write_text("---\nlicense: [\n---\n", encoding="utf-8")
+    with pytest.raises(DimensionError):  # the card says nothing, and the next check has its turn
+        adopt(recipe(broken, tmp_path / "out", dims=(64, 128)))
     assert not (tmp_path / "out").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 from onnxruntime import InferenceSession
-from transformers import BertConfig, BertModel
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 from drama_models import Encoder
-from drama_models.errors import ModelFolderError, PrecisionError
+from drama_models.errors import LengthError, ModelFolderError, PrecisionError
 from drama_models.model_folder import read_json
 from drama_models.sample_texts import SAMPLE_TEXTS
 from export.bert_graph import build_graph
 from export.contracts import contract_problems
 from export.release import ReleaseRecipe, release
+from export.verify import compare
 
 NANO = Path("demo/nano")
 
@@ -67,6 +70,7 @@ def test_a_bert_becomes_a_release_that_every_client_loads(tmp_path: Path) -> Non
     assert {each.client for each in parity} >= {"automodel", "sentence_transformers", "onnxruntime"}
     released, nano = Encoder.from_pretrained(out), Encoder.from_pretrained(NANO)
     texts = list(SAMPLE_TEXTS)
+    assert "llama.cpp" not in {entry.client for entry in compare(out, texts[:1], [])}  # its script writes Llamas
     np.testing.assert_allclose(released.encode_queries(texts), nano.encode_queries(texts), atol=1e-5)
     assert read_json(out / "config.json")["architectures"] == ["BertModel"]
     assert read_json(out / "config_sentence_transformers.json")["prompts"] == {"query": "", "document": ""}
@@ -82,8 +86,40 @@ def test_a_bert_becomes_a_release_that_every_client_loads(tmp_path: Path) -> Non
 def test_what_cannot_be_released_is_said(tmp_path: Path) -> None:
     with pytest.raises(PrecisionError, match=r"is a BERT, whose graphs are not made in eight bits; leave int8 out"):
         release(ReleaseRecipe(retriever=NANO, out=tmp_path / "out", onnx=("fp32", "int8")))
+    with pytest.raises(LengthError, match=r"max_length=4096 is beyond the \d+ tokens that .* has position embeddings"):
+        release(ReleaseRecipe(retriever=NANO, out=tmp_path / "out", max_length=4096))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "modernbert"}), encoding="utf-8")
     with pytest.raises(ModelFolderError, match="is a modernbert, and releases are made of Llama and BERT encoders"):
         release(ReleaseRecipe(retriever=tmp_path / "other", out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_of_berts_as_others_write_them_become_releases(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(NANO, tmp_path / "source"))
+    backbone, modules = source / "0_Transformer", json.loads((source / "modules.json").read_text(encoding="utf-8"))
+    backbone.mkdir()
+    for name in ("config.json", "model.safetensors", "sentence_bert_config.json"):
+        (source / name).rename(backbone / name)
+    modules[0]["path"] = "0_Transformer"
+    (source / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    (source / "provenance.json").unlink()
+    vocabulary = Tokenizer.from_file(str(source / "tokenizer.json")).get_vocab()
+    (backbone / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)), encoding="utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (source / name).unlink()
+    settings = {"do_lower_case": True, "model_max_length": 128}
+    (backbone / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    release(ReleaseRecipe(retriever=source, out=tmp_path / "release"))
+    stock = AutoTokenizer.from_pretrained(backbone)
+    released = AutoTokenizer.from_pretrained(tmp_path / "release")
+    assert released.pad_token_id == stock.pad_token_id
+    for text in SAMPLE_TEXTS[:-1]:
+        assert released(text)["input_ids"] == stock(text)["input_ids"]
+
+
+def test_two_encoders_are_not_released(tmp_path: Path) -> None:
+    for side in ("query", "document"):
+        shutil.copytree(NANO, tmp_path / "pair" / f"{side}_encoder")
+    with pytest.raises(ModelFolderError, match="has one encoder for queries and another one for documents"):
+        release(ReleaseRecipe(retriever=tmp_path / "pair", out=tmp_path / "release"))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from drama_models.errors import RecipeError
+from drama_models.errors import OutputError, RecipeError
+from drama_models.folders import sha256_of_folder
 from drama_models.model_folder import read_json
-from export.__main__ import VerifyRecipe, parsed
+from export.__main__ import COMMANDS, VerifyRecipe, main, parsed
 from export.adopt import AdoptRecipe
 from export.publish import PublishRecipe
 from export.release import ReleaseRecipe
@@ -69,6 +70,19 @@ def test_release_of_something_else_is_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", [("release",), ("trim-vocab", "--languages", "en")])
+def test_a_source_is_never_replaced_by_what_is_made_of_it(
+    command: tuple[str, ...], retriever_folder: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(retriever_folder, tmp_path / "made" / "source"))
+    before = sha256_of_folder(tmp_path / "made")
+    (tmp_path / "link").symlink_to(source)
+    for out in (source, tmp_path / "link", tmp_path / "made"):
+        with pytest.raises(OutputError, match="which it is made from; choose another name"):
+            COMMANDS[command[0]][0]([str(source), "--out", str(out), *command[1:]])
+    assert sha256_of_folder(tmp_path / "made") == before
+
+
 def test_words_are_read_as_people_type_them(tmp_path: Path) -> None:
     words = ["RETRIEVER", "--out", "OUT", "--onnx", "fp32,fp16", "--max-length=64", "--dims=[64,32]"]
     release = parsed(ReleaseRecipe, "release", words, "retriever")
@@ -77,9 +91,23 @@ def test_words_are_read_as_people_type_them(tmp_path: Path) -> None:
     words = ["RELEASE", "owner/name", "--pull-request", "--really"]
     publish = parsed(PublishRecipe, "publish", words, "release", "repo")
     assert (publish.repo, publish.pull_request, publish.really) == ("owner/name", True, True)
+    norwegian = parsed(TrimRecipe, "trim-vocab", ["FOLDER", "--out", "OUT", "--languages", "no,en"], "model")
+    assert norwegian.languages == ("no", "en")
     (tmp_path / "trim.yaml").write_text("model: FOLDER\nlanguages: [en, de]\n", encoding="utf-8")
     trim = parsed(TrimRecipe, "trim-vocab", [str(tmp_path / "trim.yaml"), "OTHER", "--out", "OUT"], "model")
     assert (trim.model, trim.languages) == (Path("OTHER"), ("en", "de"))
+
+
+def test_an_interrupted_command_says_what_it_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: list[str]) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "release", (interrupted, ""))
+    monkeypatch.setattr("sys.argv", ["export", "release"])
+    assert main() == 130
+    assert capsys.readouterr().err == "interrupted; no folder was made or replaced\n"
 
 
 def test_what_is_missing_or_contradicts_itself_is_named() -> None:
@@ -94,5 +122,8 @@ def test_what_is_missing_or_contradicts_itself_is_named() -> None:
     assert named.name == "owner/Llama-small"
     with pytest.raises(RecipeError, match="max_tokens=-3 must be above 0"):
         parsed(VerifyRecipe, "verify", ["RELEASE", "--max-tokens=-3"], "release")
+    for length in ("0", "-5", "1", "2"):
+        with pytest.raises(RecipeError, match=f"max_length={length} leaves no room between the two ends"):
+            parsed(ReleaseRecipe, "release", ["RETRIEVER", "--out", "OUT", f"--max-length={length}"], "retriever")
     with pytest.raises(RecipeError, match="owner/name"):
         parsed(PublishRecipe, "publish", ["RELEASE", "name"], "release", "repo")

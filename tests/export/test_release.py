@@ -7,24 +7,31 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnxruntime import InferenceSession
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from drama_models import Encoder
 from drama_models.errors import ModelFolderError
 from drama_models.model_folder import read_json
+from drama_models.profile import Profile
 from drama_models.provenance import chain, read_provenance
 from drama_models.sample_texts import SAMPLE_TEXTS
 from export.client_environments import CLIENTS, CLIENTS_FOLDER, Client, this_environment
+from export.client_files import release_config
 from export.release import ReleaseRecipe, release
 from export.to_onnx import write_onnx
+from export.verification import check_verification
 from export.verify import largest_difference, verify
-from tests.conftest import TEXTS
+from tests.conftest import TEXTS, make_llama
+from training.start import write_start_folder
 
 STOCK_CLIENT = Path(__file__).parent / "stock_client.py"
 HERE = [client for client in CLIENTS if this_environment().version(client)]
@@ -164,3 +171,72 @@ def test_tokenizers_agree_on_every_sample(release_folder: Path) -> None:
     plain.enable_truncation(64)
     for text in SAMPLE_TEXTS:
         assert stock(text, truncation=True)["input_ids"] == plain.encode(text).ids
+
+
+@pytest.mark.parametrize("pooling", ["lasttoken", "cls"])
+def test_all_of_how_a_retriever_encodes_is_carried_over(retriever_folder: Path, tmp_path: Path, pooling: str) -> None:
+    source, out = shutil.copytree(retriever_folder, tmp_path / "source"), tmp_path / "out"
+    settings = {
+        "1_Pooling/config.json": {"pooling_mode": pooling, "include_prompt": True},
+        "config_sentence_transformers.json": {
+            "prompts": {"query": "", "document": "Passage: ", "sts": "Same: "},
+            "title_separator": " [SEP] ",
+            "instruct_format": {"instruction": "Do: ", "query": "\nAsk: ", "response": "\nSay: "},
+        },
+        "examples.json": {"sts": [{"instruct": "Find it.", "query": "a", "response": "b"}]},
+    }
+    for name, content in settings.items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(json.dumps(content), encoding="utf-8")
+    parity = release(ReleaseRecipe(retriever=source, out=out, license="apache-2.0"))
+    assert Profile.from_folder(out) == Profile.from_folder(source)
+    assert {"automodel", "onnxruntime", "sentence_transformers"} <= {entry.client for entry in parity}
+    check_verification(out)
+    assert "documents with `Passage: `" in (out / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def with_biases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A retriever whose every linear layer has a bias that matters; transformers starts them at zero."""
+    work = tmp_path_factory.mktemp("biases")
+    make_llama(work / "llama", attention_bias=True, mlp_bias=True)
+    write_start_folder(work / "llama", folder := work / "retriever", bidirectional=True)
+    state = load_file(folder / "model.safetensors")
+    state = {name: torch.randn_like(value) / 2 if name.endswith("bias") else value for name, value in state.items()}
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+def test_biases_are_part_of_a_release_and_of_its_graphs(with_biases: Path, tmp_path: Path) -> None:
+    out = tmp_path / "release"
+    release(ReleaseRecipe(retriever=with_biases, out=out, onnx=("fp32", "fp16", "int8")))
+    stock = AutoModel.from_pretrained(with_biases).eval()
+    ids = torch.arange(10, 22)[None]
+    with torch.no_grad():
+        states = stock(input_ids=ids).last_hidden_state.numpy()
+    for graph, bound in (("model", 1e-4), ("model_fp16", 0.05), ("model_int8", 1.0)):
+        session = InferenceSession(str(out / "onnx" / f"{graph}.onnx"), providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": np.ones((1, 12), dtype=np.int64)})
+        assert np.abs(found - states).max() < bound, graph
+
+
+def test_what_a_release_would_leave_behind_is_noticed(
+    retriever_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rope = {"rope_type": "default", "rope_theta": 2.0}
+
+    def with_other_positions(*arguments: Any, **named: Any) -> dict[str, Any]:
+        return release_config(*arguments, **named) | {"rope_parameters": rope}
+
+    monkeypatch.setattr("export.release_settings.release_config", with_other_positions)
+    with pytest.raises(ModelFolderError, match="would not encode as that folder does"):
+        release(ReleaseRecipe(retriever=retriever_folder, out=tmp_path / "release"))
+
+
+def test_biases_that_config_json_announces_have_to_be_there(with_biases: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(with_biases, tmp_path / "source"))
+    state = load_file(source / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.bias"]
+    save_file(state, source / "model.safetensors")
+    with pytest.raises(ModelFolderError, match=r"has no tensor 'layers\.1\.mlp\.up_proj\.bias'"):
+        release(ReleaseRecipe(retriever=source, out=tmp_path / "release"))

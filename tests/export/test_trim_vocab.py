@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,37 @@ def test_a_collection_is_counted_and_measured_as_the_model_reads_it(
     rows = (dict(zip((document.id for document in documents), row.tolist(), strict=True)) for row in scores)
     expected = evaluate(dict(zip(qrels, rows, strict=True)), qrels)["ndcg@10"]
     assert figures["ndcg@10_before"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", "{", r"tokenizer\.json is not valid JSON"),
+        ("tokenizer.json", None, "has a token of number 400 where the embedding has 400 rows"),
+        ("config.json", '{"model_type": "bert"}', "is a bert, and vocabularies of Llamas are cut here"),
+    ],
+)
+def test_a_folder_that_cannot_be_cut_is_one_sentence(
+    retriever_folder: Path, tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    model = Path(shutil.copytree(retriever_folder, tmp_path / "model"))
+    if content is None:
+        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+        tokenizer.add_special_tokens(["<beyond>"])
+        content = tokenizer.to_str()
+    (model / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ModelFolderError, match=message):
+        trim_vocabulary(TrimRecipe(model=model, out=tmp_path / "small", languages=("en",)))
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_pad_token_of_minus_one_stays_so(retriever_folder: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(retriever_folder, tmp_path / "model"))
+    (model / "provenance.json").unlink()
+    config = read_json(model / "config.json") | {"pad_token_id": -1}
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    trim_vocabulary(TrimRecipe(model=model, out=tmp_path / "small", languages=("en",)))
+    assert read_json(tmp_path / "small" / "config.json")["pad_token_id"] == -1
 
 
 def test_what_cannot_be_cut_is_refused(retriever_folder: Path, tmp_path: Path) -> None:

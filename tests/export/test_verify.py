@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import regex
 
+from drama_models.model_folder import read_json
 from export.client_environments import CLIENTS, NODE_PACKAGE, Client, Environment, all_environments, this_environment
 from export.parity_texts import SENTENCES, parity_texts
-from export.verify import INT8_MIN_COSINE, MIN_COSINE, Parity, check, padded_and_alone
+from export.verify import INT8_MIN_COSINE, MIN_COSINE, Parity, check, compare, padded_and_alone
 
 SCRIPT_PATTERNS = {name: regex.compile(rf"\p{{{name}}}") for name in SENTENCES if name != "Kana"}
 SCRIPT_PATTERNS["Kana"] = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
@@ -82,3 +85,16 @@ def test_not_installed_is_listed_and_no_failure() -> None:
     with pytest.raises(ValueError, match="openvino 1 cannot load x; do not publish x"):
         check([agrees, failed], Path("x"))
     assert MIN_COSINE > INT8_MIN_COSINE
+
+
+def test_a_folder_without_code_is_loaded_without_it_by_older_clients_too(release_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(release_folder, tmp_path / "causal"))
+    config = read_json(folder / "config.json") | {"is_causal": True, "use_bidirectional_attention": False}
+    del config["auto_map"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "modeling_drama.py").unlink()
+    (folder / "provenance.json").unlink()
+    older = Environment((sys.executable,), {"transformers": "4.57.6", "torch": "2.13.0"})
+    tried = {entry.client: entry for entry in compare(folder, ["a text", "another"], [older]) if entry.version}
+    assert tried.keys() == {"automodel, older transformers"}
+    assert not tried["automodel, older transformers"].problem
