@@ -226,8 +226,9 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> R
 
 
 async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
+    """Returns when the caller has gone: after a whole body nothing else is to come."""
+    if (await request.receive())["type"] != "http.disconnect":
+        await asyncio.Event().wait()  # for good, where a server repeats itself
 
 
 async def _gone(*_: object) -> Response:
