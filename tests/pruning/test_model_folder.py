@@ -20,6 +20,7 @@ from pruning.model_folder import load_causal_model
 from pruning.plan import PlanRecipe, plan
 from pruning.recover import RecoverRecipe, recover
 from pruning.reference_loss import ReferenceLossRecipe, reference_losses
+from pruning.shape import TargetShape
 from tests.conftest import make_llama
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         r"has shape .* where config\.json asks",
     ),
     "no head": (lambda model: change_config(model, tie_word_embeddings=False), "no weight 'lm_head.weight'"),
-    "no biases": (lambda model: change_config(model, mlp_bias=True), r"no weight 'model\.layers\.0\.mlp\..*bias'"),
+    "no biases": (lambda model: change_config(model, mlp_bias=True), r"no tensor 'layers\.0\.mlp\..*bias'"),
     "no such activation": (lambda model: change_config(model, hidden_act="bend"), "No model can be made .*'bend'"),
     "not a number": (
         lambda model: change_weights(model, lambda state: state[UP][3, 1].fill_(float("nan"))),
@@ -91,7 +92,9 @@ def use(stage: str, model: Path, corpus: Path, out: Path) -> None:
     """Run a stage that reads a source folder."""
     text: dict[str, Any] = {"model": model, "corpus": corpus, "out": out, "sequence_length": 32}
     stages: dict[str, Callable[[], object]] = {
-        "learn-masks": lambda: learn_masks(LearnMasksRecipe(**text, steps=1, batch_size=2)),
+        "learn-masks": lambda: learn_masks(
+            LearnMasksRecipe(**text, target=TargetShape(intermediate_size=48), steps=1, batch_size=2)
+        ),
         "recover": lambda: recover(RecoverRecipe(**text, steps=1, batch_size=2)),
         "drop-layers": lambda: drop_layers(DropLayersRecipe(**text, num_layers=2, sequences=2)),
         "reference-loss": lambda: reference_losses(ReferenceLossRecipe(**text)),
