@@ -116,6 +116,7 @@ def claim(out: Path) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":
         yield
         return
+    new = not out.parent.exists()
     out.parent.mkdir(parents=True, exist_ok=True)
     path = out.parent / f".{out.name}.lock"
     lock = FileLock(path, timeout=0)
@@ -129,6 +130,9 @@ def claim(out: Path) -> Iterator[None]:
         with suppress(OSError):  # where an open file cannot be removed, it stays
             path.unlink()  # while it is held: who has opened it already sees that it has no name any more
         lock.release()
+        if new:
+            with suppress(OSError):  # it holds something now
+                out.parent.rmdir()
 
 
 def begin(out: Path, recipe: Any) -> None:
