@@ -107,7 +107,8 @@ def main() -> None:
             f"{run['slope_mib_per_shard']:+} MiB a shard; {run['last_line']}"
         )
     print(f"the same bytes: {same}")  # noqa: T201
-    record = {"benchmark": "bulk", "documents": options.documents, "same_bytes": same, "runs": runs}
+    command = f"python -m benchmarks.bulk --documents {options.documents}"
+    record = {"benchmark": "bulk", "command": command, "documents": options.documents, "same_bytes": same, "runs": runs}
     write_result(options.out, record | {"machine": machine_record()})
     sys.exit(0 if same else 1)
 

@@ -186,10 +186,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             measured[name] = measure(documents, queries, options.rounds, Path(work))
         print(f"{name}: {len(documents):,} documents, dim {documents.shape[1]}\n{table(measured[name])}\n")  # noqa: T201
+    sizes = f"--count {options.count} --dim {options.dim} --rounds {options.rounds}"
     write_result(
         options.out,
         {
             "benchmark": "index",
+            "command": f"python -m benchmarks.index {sizes}",
             "threads": os.environ.get("OMP_NUM_THREADS", "all"),
             "machine": machine_record(),
             "vectors": measured,

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,11 +27,9 @@ def machine_record() -> dict[str, Any]:
 
 
 def write_result(out: Path, record: dict[str, Any]) -> None:
-    """Write a results file, with the command that made it, whole or not at all, and say so."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    command = shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]) if spec else ""
+    """Write a results file, whole or not at all, and say so."""
     with atomic_file(out) as partial:
-        partial.write_text(json.dumps({"command": command} | record, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"made {out}")  # noqa: T201
 
 

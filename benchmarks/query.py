@@ -24,6 +24,9 @@ from benchmarks.inference import BASELINE, best_matrix_product, timed, usable_sy
 from benchmarks.interleaved import interleave
 from benchmarks.machine import machine_record, write_result
 from benchmarks.sample_model import SHAPE, query_texts, write_model
+from drama_models.runtimes.byte_products import quantised_rows, signed_bytes_are_exact
+from drama_models.runtimes.graph_names import INT8_ZERO
+from drama_models.runtimes.packed_graph import CONTRIB, IR_VERSION, OPSET
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from benchmarks.interleaved import Measured
 
 LENGTHS = (9, 12, 16, 24, 32)
-PRODUCTS = {"products of onnx": "fp32", "products of onnx int8": "int8"}
+PRODUCTS = {"products of onnx": False, "products of onnx int8": True}  # whether in eight bits
 Times = dict[int, list[float]]
 
 
@@ -59,16 +62,16 @@ class Queries:
 class Products:
     """The linear layers of a folder's model on rows that depend on nothing; called as `Queries` are."""
 
-    def __init__(self, folder: Path, precision: str, repeats: int) -> None:
+    def __init__(self, folder: Path, repeats: int, *, int8: bool) -> None:
         from drama_models.runtimes.llama_runtime import read_llama
         from drama_models.runtimes.onnx_session import chosen_threads, memory_session
 
         shape, weights = read_llama(folder)
         sizes = shape.linear_sizes()
         self.widths = sorted({columns for _, columns in sizes.values()})
-        self.held = held_weights({name: weights[f"{name}.weight"] for name in sizes}, int8=precision == "int8")
-        self.session = memory_session(products_graph(sizes, self.held), self.held, chosen_threads())
-        self.kind = np.uint8 if precision == "int8" else np.float32
+        self.held = held_weights({name: weights[f"{name}.weight"] for name in sizes}, int8=int8)
+        self.session = memory_session(products_graph(sizes, self.held, int8=int8), self.held, chosen_threads())
+        self.kind = np.uint8 if int8 else np.float32
         self.repeats, self.rounds = repeats, list[Times]()
 
     def __call__(self) -> list[Times]:
@@ -83,8 +86,6 @@ class Products:
 
 def held_weights(weights: Mapping[str, NDArray[Any]], *, int8: bool) -> dict[str, NDArray[Any]]:
     """Weights as the graph multiplies them: (out, in) in float32, or (in, out) in bytes with a scale for each row."""
-    from drama_models.runtimes.byte_products import quantised_rows, signed_bytes_are_exact
-
     if not int8:
         return {f"{name}.weight": weight for name, weight in weights.items()}
     signed = signed_bytes_are_exact()
@@ -92,41 +93,42 @@ def held_weights(weights: Mapping[str, NDArray[Any]], *, int8: bool) -> dict[str
     return {key: array for part in parts for key, array in part.items()}
 
 
-def products_graph(sizes: Mapping[str, tuple[int, int]], held: Mapping[str, NDArray[Any]]) -> ModelProto:
+def products_graph(sizes: Mapping[str, tuple[int, int]], held: Mapping[str, NDArray[Any]], *, int8: bool) -> ModelProto:
     """A graph of linear layers side by side, with the operators of the runtime's own graph.
 
     Args:
         sizes: (out, in) of each layer by name.
         held: their weights, which are left as external tensors.
+        int8: whether these are bytes.
     """
-    from drama_models.runtimes.packed_graph import CONTRIB, IR_VERSION, OPSET
-
-    nodes, tensors = [], []
-    for name, array in held.items():
-        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        tensor = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)
-        tensor.external_data.add(key="location", value="safetensors")
-        tensors.append(tensor)
+    nodes, tensors = [], [external(name, array) for name, array in held.items()]
     for name, (_, columns) in sizes.items():
         rows = f"rows_{columns}"
-        if f"{name}.weight" in held:
-            node = helper.make_node("FusedMatMul", [rows, f"{name}.weight"], [name], domain=CONTRIB, transB=1)
-        else:
+        if int8:
             inputs = [rows, f"{name}.int8", "unit", f"{name}.scale", "zero", "weight_zero"]
-            node = helper.make_node("MatMulIntegerToFloat", inputs, [name], domain=CONTRIB)
-        nodes.append(node)
-    kinds = {array.dtype for array in held.values()} - {np.dtype(np.float32)}
-    kind = TensorProto.UINT8 if kinds else TensorProto.FLOAT
-    for byte in kinds:
-        signed = np.issubdtype(byte, np.signedinteger)
-        constants = {"unit": np.float32(1), "zero": np.uint8(128), "weight_zero": byte.type(0 if signed else 128)}
+            nodes.append(helper.make_node("MatMulIntegerToFloat", inputs, [name], domain=CONTRIB))
+        else:
+            inputs = [rows, f"{name}.weight"]
+            nodes.append(helper.make_node("FusedMatMul", inputs, [name], domain=CONTRIB, transB=1))
+    if int8:
+        weight_zero = np.int8(0) if signed_bytes_are_exact() else np.uint8(INT8_ZERO)
+        constants = {"unit": np.float32(1), "zero": np.uint8(INT8_ZERO), "weight_zero": weight_zero}
         tensors += [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    kind = TensorProto.UINT8 if int8 else TensorProto.FLOAT
     widths = sorted({columns for _, columns in sizes.values()})
     given = [helper.make_tensor_value_info(f"rows_{width}", kind, [1, "tokens", width]) for width in widths]
     found = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in sizes]
     graph = helper.make_graph(nodes, "products", given, found, tensors)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="drama-models")
+
+
+def external(name: str, array: NDArray[Any]) -> TensorProto:
+    """A tensor that the session is handed."""
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="safetensors")
+    return tensor
 
 
 def compare(queries: int, rounds: int) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def compare(queries: int, rounds: int) -> dict[str, Any]:
         workloads: dict[str, Any] = {
             name: (Queries, (system, folder, drawn)) for name, system in usable_systems().items()
         }
-        workloads |= {name: (Products, (folder, precision, queries)) for name, precision in PRODUCTS.items()}
+        workloads |= {name: (partial(Products, int8=int8), (folder, queries)) for name, int8 in PRODUCTS.items()}
         peak = best_matrix_product()
         interleave(workloads, 0)  # a conversion to eight bits is kept
         measured = interleave(workloads, rounds)

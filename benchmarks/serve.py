@@ -108,7 +108,8 @@ def main() -> None:
     settings = {"seconds": options.seconds, "words": WORDS, "shape": shape}
     for row in rows:
         print(" | ".join(map(str, row.values())))  # noqa: T201
-    write_result(options.out, {"benchmark": "serve", "settings": settings, "machine": machine_record(), "rows": rows})
+    record = {"benchmark": "serve", "command": f"python -m benchmarks.serve --seconds {options.seconds:g}"}
+    write_result(options.out, record | {"settings": settings, "machine": machine_record(), "rows": rows})
 
 
 if __name__ == "__main__":

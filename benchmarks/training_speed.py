@@ -138,6 +138,7 @@ def measure(collection: Path, queries: int, rounds: int) -> dict[str, Any]:
     stock, ours = (measured[name].seconds for name in systems)
     pairs = zip(*(measured[name].results for name in systems), strict=True)
     return {
+        "command": f"python -m benchmarks.training_speed --queries {queries} --rounds {rounds}",
         "systems": rows,
         "ratio": round(statistics.median(a / b for a, b in zip(stock, ours, strict=True)), 2),
         "largest_difference_of_losses": round(max(abs(one - other) for one, other in pairs), 6),

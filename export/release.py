@@ -266,6 +266,12 @@ def _write_weights(retriever: Path, out: Path, names: Container[str]) -> None:
 
 def _release_profile(source: Path, recipe: FolderRecipe) -> Profile:
     profile = Profile.from_folder(source)
+    if profile.default_dim is not None:
+        raise ModelFolderError(
+            f"{source} asks for {profile.default_dim} coordinates by the truncate_dim of "
+            "config_sentence_transformers.json, which most clients would not heed; take it out, and name the size with "
+            "--dims."
+        )
     if recipe.max_length is not None:
         if profile.most_tokens is not None and recipe.max_length > profile.most_tokens:
             raise LengthError(

@@ -77,9 +77,9 @@ def _special_tokens(source: Path, config: Mapping[str, Any], profile: Profile, t
 def _write_tokenizer(source: Path, profile: Profile, out: Path) -> Tokenizer:
     """The tokenizer file as it was, but for lower case and ends, which not all stock clients are told elsewhere."""
     tokenizer = load_tokenizer(source, set_ends=profile.set_ends)
-    content = json.loads(tokenizer.to_str())  # all that there is of an older BERT with vocab.txt alone
+    content = loaded = json.loads(tokenizer.to_str())  # all that there is of an older BERT with vocab.txt alone
     if (source / TOKENIZER).is_file():
-        content = read_json(source / TOKENIZER) | {"padding": None, "truncation": None}
-    content |= {key: json.loads(tokenizer.to_str())[key] for key in ("normalizer", "post_processor")}
+        changed = {key: loaded[key] for key in ("normalizer", "post_processor")}
+        content = read_json(source / TOKENIZER) | {"padding": None, "truncation": None} | changed
     (out / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
     return tokenizer

@@ -150,11 +150,6 @@ def padded_and_alone(lengths: Sequence[int]) -> list[list[int]]:
     return [*padded, *([position] for position in alone)]
 
 
-def largest_difference(parity: Sequence[Parity], client: str) -> float:
-    """Largest difference of a client, NaN if it was not installed."""
-    return next((entry.largest_difference for entry in parity if entry.client == client), math.nan)
-
-
 def _client_parity(
     client: Client,
     folder: Path,

@@ -8,7 +8,6 @@ Runtime's, whose conversion is measured before it is trusted.
 from __future__ import annotations
 
 import logging
-import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -19,6 +18,7 @@ from drama_models.hardware import train_in_bf16
 from drama_models.model_folder import read_json
 from drama_models.runtimes import CPU_BATCH_TOKENS
 from drama_models.runtimes.padding import embed_filled
+from drama_models.warn import warn_caller
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,9 +80,7 @@ class TorchRuntime:
         self.description = f"torch, {dtype}, {layout}, on {self.device}"
         self.batch_tokens = CPU_BATCH_TOKENS if self.device == "cpu" else GPU_BATCH_TOKENS
         if self.device == "cpu" and dtype != "float32" and not train_in_bf16("auto"):
-            warnings.warn(
-                f"This processor has no instructions for {dtype}, which is slow here; float32 is faster.", stacklevel=2
-            )
+            warn_caller(f"This processor has no instructions for {dtype}, which is slow here; float32 is faster.")
 
     @property
     def packed(self) -> bool:

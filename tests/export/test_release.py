@@ -29,7 +29,7 @@ from export.client_files import release_config
 from export.release import ReleaseRecipe, release
 from export.to_onnx import write_onnx
 from export.verification import check_verification
-from export.verify import largest_difference, verify
+from export.verify import verify
 from tests.conftest import TEXTS, make_llama
 from training.start import write_start_folder
 
@@ -159,10 +159,6 @@ def test_weights_beyond_the_protobuf_limit_go_beside_the_graph(
     np.testing.assert_allclose(after, before, atol=1e-6)
 
 
-def test_difference_of_a_client_that_was_not_there_is_not_a_number() -> None:
-    assert np.isnan(largest_difference([], "onnxruntime"))
-
-
 def test_tokenizers_agree_on_every_sample(release_folder: Path) -> None:
     from tokenizers import Tokenizer
 
@@ -240,3 +236,12 @@ def test_biases_that_config_json_announces_have_to_be_there(with_biases: Path, t
     save_file(state, source / "model.safetensors")
     with pytest.raises(ModelFolderError, match=r"has no tensor 'layers\.1\.mlp\.up_proj\.bias'"):
         release(ReleaseRecipe(retriever=source, out=tmp_path / "release"))
+
+
+def test_a_size_that_most_clients_would_not_heed_is_refused(retriever_folder: Path, tmp_path: Path) -> None:
+    source, out = Path(shutil.copytree(retriever_folder, tmp_path / "source")), tmp_path / "out"
+    path = source / "config_sentence_transformers.json"
+    path.write_text(json.dumps(read_json(path) | {"truncate_dim": 16}), encoding="utf-8")
+    with pytest.raises(ModelFolderError, match=r"asks for 16 coordinates by the truncate_dim .* with --dims"):
+        release(ReleaseRecipe(retriever=source, out=out, license="apache-2.0"))
+    assert not out.exists()

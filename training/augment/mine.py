@@ -121,8 +121,7 @@ def _mine_encoder(recipe: MineRecipe) -> int:
         found = search_shards(encoder, shards, [text for _, text in queries], recipe.k)
         return [(key, hits) for (key, _), hits in zip(queries, found, strict=True)]
 
-    separator = encoder.document_encoder.profile.title_separator
-    job = _job(recipe) | {"model": encoder.fingerprint(), "dim": encoder.dim, "title_separator": separator}
+    job = _job(recipe) | {"model": encoder.fingerprint(), "dim": encoder.dim}
     return write_in_parts(recipe.out, queries, search, job, name=Path(recipe.teacher).name)
 
 

@@ -30,7 +30,7 @@ from training.augment.runs import read_queries, run_lines, stream_run, write_in_
 from training.data.score_fusion import normalise_scores
 from training.specialise.findings import RankerQuality
 from training.specialise.stages import content_hash
-from training.specialise.vectors import PassageVectors, read_by
+from training.specialise.vectors import PassageVectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -98,7 +98,7 @@ def make_lists(
     )  # fmt: skip
     stages.run("mine-bm25", job | {"language": recipe.language}, [bm25.out], lambda: {"queries": mine(bm25)})
     for name, encoder in rankers.encoders.items():
-        mined = job | read_by(encoder)
+        mined = job | {"model": encoder.fingerprint()}
         stages.run(f"mine-{name}", mined, [folder.run(name)], lambda: {"queries": mine_encoder(encoder, name, folder)})  # noqa: B023
     runs = [folder.run(name) for name in rankers.names]
     fused = {"runs": [sha256_of_file(run) for run in runs], "count": recipe.candidates}
@@ -116,7 +116,7 @@ def mine_encoder(encoder: Encoder, name: str, folder: RunFolder) -> int:
         found = search_vectors(encoder.encode_queries([text for _, text in block]), vectors.read(), DEPTH)
         return [(key, hits) for (key, _), hits in zip(block, found, strict=True)]
 
-    job = {"texts": sha256_of_file(Collection(folder.found).corpus_file), **read_by(encoder), "k": DEPTH}
+    job = {"texts": sha256_of_file(Collection(folder.found).corpus_file), "model": encoder.fingerprint(), "k": DEPTH}
     return write_in_parts(folder.run(name), read_queries(folder.found, folder.queries), search, job, name=name)
 
 

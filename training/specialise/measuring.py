@@ -25,7 +25,7 @@ from training.specialise.findings import (
     WorstQuery,
 )
 from training.specialise.significance import compare
-from training.specialise.vectors import PassageVectors, cut, read_by
+from training.specialise.vectors import PassageVectors, cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -75,7 +75,7 @@ def measure(test: QuerySet, models: Mapping[str, Path], folder: RunFolder, stage
         encoder = Encoder.from_pretrained(model)
         out = folder.evaluation(test.name, which)
         job = {
-            **read_by(encoder), "queries": test.queries, "qrels": test.qrels,
+            "model": encoder.fingerprint(), "queries": test.queries, "qrels": test.qrels,
             "passages": sha256_of_file(Collection(test.collection).corpus_file),
         }  # fmt: skip
         values[which] = stages.run(

@@ -91,11 +91,6 @@ class PassageVectors:
         )
 
 
-def read_by(encoder: Encoder) -> dict[str, str]:
-    """What vectors depend on beside the passages: the model, and what it reads between title and text."""
-    return {"model": encoder.fingerprint(), "title_separator": encoder.document_encoder.profile.title_separator}
-
-
 def cut(vectors: NDArray[np.float32], dim: int, *, normalise: bool) -> NDArray[np.float32]:
     """The first `dim` coordinates of full-size vectors (N, D), scaled to length 1 again where the model does that.
 
