@@ -74,7 +74,9 @@ class _BertBuilder(GraphBuilder):
 
     def layer_norm(self, states: str, name: str, output: str | None = None) -> str:
         inputs = [states, self.weight(f"{name}.weight"), self.weight(f"{name}.bias")]
-        return self.op("LayerNormalization", inputs, output, axis=-1, epsilon=self.shape.epsilon)
+        normed = self.op("LayerNormalization", inputs, output, axis=-1, epsilon=self.shape.epsilon)
+        self._norms[normed] = name
+        return normed
 
     def gelu(self, states: str) -> str:
         """The states times the normal distribution's share below them."""

@@ -5,8 +5,9 @@ contract of optimum and of every server that reads its folders. Bidirectional or
 rotary positions with or without Llama 3's scaling. Operator set 17 is what the oldest of those servers' runtimes
 knows.
 
-Optionally in half precision: matrices are stored and multiplied in float16, while norms, rotary positions, softmax and
-the residual stream stay in float32, where float16 would overflow or lose the small summands.
+Optionally in half precision: matrices are stored and multiplied in float16, while norms, attention and the residual
+stream stay in float32, where float16 would overflow or lose the small summands. A product that could leave float16 for
+some text gets each token's states divided by their largest magnitude (`float16_range`).
 
 What is given in eight bits (`name.int8` with `name.scale`, see `int8`) runs in eight bits: a token's inputs are scaled
 by their own largest magnitude, so that a text's vector depends neither on its batch mates nor on padding, as it would
@@ -27,6 +28,7 @@ from drama_models.errors import ModelFolderError
 from drama_models.runtimes.graph_names import INT8, INT8_LIMIT, INT8_ZERO, SCALE
 from drama_models.runtimes.llama_graph import SMALLEST_MAGNITUDE
 from drama_models.runtimes.llama_shape import LlamaShape
+from export.float16_range import ALLOWED, fitting_scale, largest_after_norm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,6 +87,7 @@ class GraphBuilder:
         self.initializers: list[TensorProto] = []
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], str] = {}
         self._scaled: dict[str, tuple[str, str]] = {}
+        self._norms: dict[str, str] = {}  # by the name of their output
 
     def finished(self, name: str) -> ModelProto:
         """The model of all nodes, whose last one made OUTPUT."""
@@ -130,14 +133,6 @@ class GraphBuilder:
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def product(self, left: str, right: str) -> str:
-        """Matrix product of float32 states with float32 states, computed in the precision of the graph."""
-        return self.full(self.op("MatMul", [self.reduced(left), self.reduced(right)]))
-
-    def reduced(self, states: str) -> str:
-        """Float32 states in the precision of the graph."""
-        return self.op("Cast", [states], to=TensorProto.FLOAT16) if self.half else states
-
     def full(self, states: str) -> str:
         """States in float32."""
         return self.op("Cast", [states], to=TensorProto.FLOAT) if self.half else states
@@ -147,15 +142,36 @@ class GraphBuilder:
         in_int8 = name + INT8 in self.weights
         if in_int8:
             product = self.int8_product(states, name)
+        elif self.half:
+            product = self.half_product(states, name)
         else:
-            weight = self.matrix(f"{name}.weight", transpose=True)
-            product = self.full(self.op("MatMul", [self.reduced(states), weight]))
+            product = self.op("MatMul", [states, self.matrix(f"{name}.weight", transpose=True)])
         if f"{name}.bias" not in self.weights:
             return product
         if in_int8:  # an Add after scales of its own for each token is fused by ONNX Runtime as if there were one
             negative = self._stored(f"{name}.bias", -np.asarray(self.weights[f"{name}.bias"]).astype(np.float32))
             return self.op("Sub", [product, negative])
         return self.op("Add", [product, self.weight(f"{name}.bias")])
+
+    def half_product(self, states: str, name: str) -> str:
+        """(..., in) to (..., out) in float16, from float32 to float32."""
+        stored, unit = self.matrix(f"{name}.weight", transpose=True), None
+        if not self.fits_half(states, name):
+            scale = fitting_scale(np.asarray(self.weights[f"{name}.weight"]).astype(np.float32))
+            unit = self.op("Mul", [self.magnitude(states), self.scalar(1 / scale)])
+            states = self.op("Div", [states, unit])
+        half = self.op("Cast", [states], to=TensorProto.FLOAT16)
+        product = self.full(self.op("MatMul", [half, stored]))
+        return product if unit is None else self.op("Mul", [product, unit])
+
+    def fits_half(self, states: str, name: str) -> bool:
+        """Whether the states come from a norm behind which no text makes this layer leave float16."""
+        if states not in self._norms:
+            return False
+        norm = self._norms[states]
+        rows = (f"{name}.weight", f"{norm}.weight", f"{norm}.bias")
+        arrays = (np.asarray(self.weights[row]).astype(np.float32) for row in rows if row in self.weights)
+        return largest_after_norm(*arrays) <= ALLOWED
 
     def int8_product(self, states: str, name: str) -> str:
         """(..., in) to (..., out) in whole numbers; the stored weight is (in, out), unsigned."""
@@ -169,12 +185,16 @@ class GraphBuilder:
     def scaled(self, states: str) -> tuple[str, str]:
         """Each token's states as whole numbers of 1/127 of their largest magnitude, and that magnitude, (..., 1)."""
         if states not in self._scaled:
-            largest = self.op("ReduceMax", [self.op("Abs", [states])], axes=[-1], keepdims=1)
-            magnitude = self.op("Max", [largest, self.scalar(SMALLEST_MAGNITUDE)])
+            magnitude = self.magnitude(states)
             unit, zero = self.scalar(1 / INT8_LIMIT), self.constant(np.array(INT8_ZERO, dtype=np.uint8))
             whole = self.op("QuantizeLinear", [self.op("Div", [states, magnitude]), unit, zero])
             self._scaled[states] = whole, magnitude
         return self._scaled[states]
+
+    def magnitude(self, states: str) -> str:
+        """Each token's largest, above zero, (..., 1)."""
+        largest = self.op("ReduceMax", [self.op("Abs", [states])], axes=[-1], keepdims=1)
+        return self.op("Max", [largest, self.scalar(SMALLEST_MAGNITUDE)])
 
     def embedding(self) -> str:
         """Rows of the tokens, (B, T, D), float32."""
@@ -191,7 +211,9 @@ class GraphBuilder:
         square = self.op("Pow", [states, self.scalar(2.0)])
         mean = self.op("ReduceMean", [square], axes=[-1], keepdims=1)
         root = self.op("Sqrt", [self.op("Add", [mean, self.scalar(self.shape.epsilon)])])
-        return self.op("Mul", [self.op("Div", [states, root]), self.weight(f"{name}.weight")], output)
+        normed = self.op("Mul", [self.op("Div", [states, root]), self.weight(f"{name}.weight")], output)
+        self._norms[normed] = name
+        return normed
 
     def positions(self) -> str:
         """0 ... T-1, int64, (T,)."""
@@ -227,9 +249,9 @@ class GraphBuilder:
     def attended(self, query: str, key: str, value: str, bias: str) -> str:
         """Values by their queries' attention: (B, H, T, d) each, to (B, T, H * d)."""
         scaled = self.op("Mul", [query, self.scalar(1 / math.sqrt(self.head_dim))])
-        scores = self.product(scaled, self.op("Transpose", [key], perm=[0, 1, 3, 2]))  # (B, H, T, T)
+        scores = self.op("MatMul", [scaled, self.op("Transpose", [key], perm=[0, 1, 3, 2])])  # (B, H, T, T)
         shares = self.op("Softmax", [self.op("Add", [scores, bias])], axis=-1)
-        context = self.op("Transpose", [self.product(shares, value)], perm=[0, 2, 1, 3])  # (B, T, H, d)
+        context = self.op("Transpose", [self.op("MatMul", [shares, value])], perm=[0, 2, 1, 3])  # (B, T, H, d)
         return self.op("Reshape", [context, self.constant([0, 0, self.heads * self.head_dim])])
 
     def split_heads(self, states: str, name: str, heads: int) -> str:
