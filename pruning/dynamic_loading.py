@@ -37,13 +37,22 @@ class DynamicLoading(TrainerCallback):
         self.recipe, self.data, self.corpus, self.reference = recipe, data, corpus, reference
         self.updates: list[dict[str, Any]] = []
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        """In a resumed run: redo what the checkpoint's run had drawn."""
+    def on_train_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        model: torch.nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """In a resumed run: redo what the checkpoint's run had drawn. In a new one: the first update, if it has one."""
         if state.global_step:
             checkpoint = checkpoint_folder(self.recipe.out) / f"checkpoint-{state.global_step}"
             self.updates = json.loads((checkpoint / UPDATES).read_text(encoding="utf-8"))
             for update in self.updates:
                 self.data.redraw(update["first_sequence"], update["proportions"])
+        elif self.recipe.updates_before_training and model is not None:
+            self._update(model, step=0, first_sequence=0)
 
     def on_step_end(
         self,
@@ -54,11 +63,12 @@ class DynamicLoading(TrainerCallback):
         **_: Any,
     ) -> None:
         """At every interval: evaluate, and draw what follows by new shares."""
-        if state.global_step % self.recipe.update_every or model is None:
-            return
-        first_sequence = (state.global_step + 1) * self.recipe.batch_size * args.world_size
-        if first_sequence >= len(self.data):
-            return
+        if state.global_step % self.recipe.update_every == 0 and model is not None:
+            following = (state.global_step + 1) * self.recipe.batch_size * args.world_size
+            self._update(model, state.global_step, min(following, len(self.data)))
+
+    def _update(self, model: torch.nn.Module, step: int, first_sequence: int) -> None:
+        """Shares by the losses of now; kept also where no text follows, for the stage that comes next."""
         figures = held_out_figures(model, self.corpus, **self.recipe.held_out)
         losses = {domain: figures[domain]["loss"] for domain in self.data.proportions}
         shares = updated_proportions(
@@ -68,14 +78,11 @@ class DynamicLoading(TrainerCallback):
             update=self.recipe.update_proportions,
             clip=self.recipe.clip_differences,
         )
-        update = {
-            "step": state.global_step,
-            "first_sequence": first_sequence,
-            "losses": losses,
-            "proportions": dict(zip(losses, shares.tolist(), strict=True)),
-        }
-        self.updates.append(update)
-        self.data.redraw(first_sequence, update["proportions"])
+        proportions = dict(zip(losses, shares.tolist(), strict=True))
+        self.updates.append(
+            {"step": step, "first_sequence": first_sequence, "losses": losses, "proportions": proportions}
+        )
+        self.data.redraw(first_sequence, proportions)
 
     def save(self, checkpoint: Path) -> None:
         """Keep the updates with a checkpoint."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch.utils.data import Sampler, SequentialSampler
@@ -57,6 +57,8 @@ class StageFolders:
 class LanguageModellingSettings:
     """What both stages need to know. Defaults are Sheared-LLaMA's (arXiv 2310.06694, section 3.1 and appendix A)."""
 
+    updates_before_training: ClassVar[bool] = False
+    """Whether shares that follow the losses are updated once before the first step too."""
     steps: int
     """Optimiser steps."""
     sequence_length: int = 4096

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 class RecoverSettings(LanguageModellingSettings):
     """Settings of continued pretraining."""
 
+    updates_before_training: ClassVar[bool] = True
     steps: int = 48_000
     """Optimiser steps."""
     batch_size: int = 256

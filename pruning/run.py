@@ -18,6 +18,7 @@ from drama_models.checkpoints import changed_settings
 from drama_models.errors import TrainingError
 from drama_models.folders import sha256_of_folder
 from drama_models.provenance import plain_settings, read_provenance
+from pruning.corpus import Corpus
 from pruning.distributed import world_size
 from pruning.drop_layers import DropLayersRecipe, DropLayersSettings, drop_layers
 from pruning.kv_heads import expand_folder
@@ -93,7 +94,8 @@ def run(recipe: RunRecipe) -> BackboneShape:
     texts = {"model": sliced, "corpus": recipe.recover_corpus or recipe.corpus}
     if recipe.recover.teacher is not None:
         texts["teacher"] = recipe.recover.teacher
-    again = RecoverRecipe(out=recipe.backbone, **(vars(recipe.recover) | texts))
+    start: dict[str, Any] = {"proportions": recipe.recover.proportions or _learned_proportions(learn, texts["corpus"])}
+    again = RecoverRecipe(out=recipe.backbone, **(vars(recipe.recover) | texts | start))
     _stage(recipe.backbone, texts, again, lambda: recover(again))
     return BackboneShape.of(read_config(recipe.backbone))
 
@@ -113,6 +115,17 @@ def _prepared(recipe: RunRecipe, source: BackboneShape) -> Path:
         _stage(drop.out, inputs, drop, lambda: drop_layers(drop))
         model = drop.out
     return model
+
+
+def _learned_proportions(learned: LearnMasksRecipe, corpus: Path) -> dict[str, float]:
+    """The domains' last shares in mask learning, where they followed the losses; none where recovery's domains differ.
+
+    Sheared-LLaMA's recovery starts from them (Xia et al., 2023, arXiv 2310.06694).
+    """
+    record = read_provenance(learned.out)
+    updates = record["figures"]["proportion_updates"] if record else []
+    shares: dict[str, float] = updates[-1]["proportions"] if updates else {}
+    return shares if shares.keys() == Corpus.open(corpus).domains.keys() else {}
 
 
 def _stage(out: Path, inputs: Mapping[str, Path], recipe: object, make: Callable[[], object]) -> None:

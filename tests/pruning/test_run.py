@@ -18,6 +18,7 @@ from drama_models.errors import TrainingError
 from drama_models.provenance import chain, read_provenance
 from drama_models.recipe import load_recipe, run_command
 from pruning.__main__ import COMMANDS
+from pruning.proportions import updated_proportions
 from pruning.run import RunRecipe, run
 from tests.conftest import make_llama
 
@@ -112,6 +113,29 @@ def test_a_stage_is_known_by_the_content_of_what_it_read(
         run(
             load_recipe(RunRecipe, path, model=llama_folder, corpus=moved, out=out, **{"recover.teacher": llama_folder})
         )
+
+
+def test_recovery_goes_on_with_the_shares_of_mask_learning(
+    llama_folder: Path, corpus_folder: Path, tmp_path: Path
+) -> None:
+    reference = tmp_path / "reference.json"
+    reference.write_text('{"long": 9.0, "short": 0.1}', encoding="utf-8")
+    follows = FEW | {"update_proportions": "doremi", "update_every": 1, "reference_losses": str(reference)}
+    path = write_recipe(tmp_path / "run.yaml", expand_kv_heads=False, recover=follows)
+    learned = yaml.safe_load(path.read_text(encoding="utf-8"))["learn_masks"] | follows
+    write_recipe(path, expand_kv_heads=False, learn_masks=learned, recover=follows)
+    out = tmp_path / "run"
+    run(load_recipe(RunRecipe, path, model=llama_folder, corpus=corpus_folder, out=out))
+    masks, backbone = (read_provenance(out / name) for name in ("masks", "backbone"))
+    assert masks is not None
+    assert backbone is not None
+    updates = masks["figures"]["proportion_updates"]
+    assert [update["step"] for update in updates] == [1, 2]  # the last of them after the last step
+    assert updates[-1]["proportions"]["short"] > 0.99
+    assert backbone["recipe"]["proportions"] == updates[-1]["proportions"]
+    (first, *_) = backbone["figures"]["proportion_updates"]
+    shares, losses = list(updates[-1]["proportions"].values()), list(first["losses"].values())
+    assert list(first["proportions"].values()) == pytest.approx(updated_proportions(shares, losses, [9.0, 0.1]))
 
 
 @pytest.mark.parametrize(
