@@ -16,6 +16,7 @@ from drama_models.encoder import Encoder
 from drama_models.folders import sha256_of_file
 from training.data.datasets import DatasetRecipe
 from training.data.examples import read_examples
+from training.encoders import EncoderRecipe
 from training.evaluation import EvaluationRecipe
 from training.objectives import Contrastive, Listwise
 from training.objectives.false_negatives import FalseNegatives
@@ -84,6 +85,7 @@ def train_recipe(recipe: SpecialiseRecipe, folder: RunFolder, model: Encoder, ex
         backbone=recipe.model,
         out=folder.retriever,
         continue_retriever=True,
+        encoder=EncoderRecipe(dropout=0.0),
         query_length=min(QUERY_TOKENS, model.profile.max_length),
         objective=ObjectiveRecipe(
             listwise=Listwise(student_temperature=0.05, teacher_temperature=0.3, **similarity),

@@ -1,7 +1,8 @@
 """What a specialisation is told: documents, model, where queries and labels come from, and how long to train.
 
-Defaults follow Tamber et al., 2025 (https://arxiv.org/abs/2502.19712), but for the size of a batch and the length of
-the training, which are for collections of hundreds to a hundred thousand passages and one machine.
+Losses, filters and kinds of queries follow Tamber et al., 2025 (https://arxiv.org/abs/2502.19712). The size of a batch,
+the length of the training, its learning rate and warm-up are for collections of hundreds to a hundred thousand passages
+and one machine; a large model samples as the recipes of DRAMA have it.
 """
 
 from __future__ import annotations
