@@ -119,14 +119,24 @@ def count_tokens(text: str, tokenizer: Tokenizer) -> int:
 
 
 def cut_texts(texts: Sequence[str], max_tokens: int, tokenizer: Tokenizer) -> list[str]:
-    """The start of each text up to the end of its token number `max_tokens`, BOS and EOS not counted."""
+    """The start of each text up to the end of its token number `max_tokens`, BOS and EOS not counted.
+
+    A character that several tokens make up, of which some would go, goes too: it would bring back all of them.
+    """
     if max_tokens <= 0:
         return [""] * len(texts)
     encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return [
-        text if len(encoding) <= max_tokens else text[: encoding.offsets[max_tokens - 1][1]]
+        text if len(encoding) <= max_tokens else text[: _whole_characters(encoding.offsets, max_tokens)]
         for text, encoding in zip(texts, encodings, strict=True)
     ]
+
+
+def _whole_characters(offsets: Sequence[tuple[int, int]], tokens: int) -> int:
+    """Where at most so many tokens end, and with them the last character that they touch."""
+    while tokens and offsets[tokens][0] < offsets[tokens - 1][1]:
+        tokens -= 1
+    return offsets[tokens - 1][1] if tokens else 0
 
 
 def token_ids(texts: Sequence[str], limit: int, tokenizer: Tokenizer) -> list[list[int]]:

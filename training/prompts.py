@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from training.data.batches import TextBatch
+    from training.data.datasets import Task
 
 EXAMPLE_DRAWS = 5409  # tells these draws from others of the same seed
 LIKE_QUERIES = ("sts", "clustering")  # tasks whose documents are texts of the same kind as the queries
@@ -89,8 +90,8 @@ def in_context_queries(
     """Token ids of a batch's queries, each behind examples from its batch where the task allows them.
 
     Args:
-        batch: of one dataset; its task gives the instruction. A query with a category is answered by it where it serves
-            as an example, any other by its positive.
+        batch: of one dataset; its task gives the instruction. Where a query of a clustering task serves as an example,
+            its category answers it, if it has one; any other is answered by its positive.
         tokenizer: sets BOS and EOS itself and does not truncate; see `drama_models.tokenisation.load_tokenizer`.
         settings: lengths, numbers and tags.
         seed: of the draws.
@@ -99,16 +100,27 @@ def in_context_queries(
     Returns:
         B lists of ids, BOS and EOS included, at most `settings.query_max_length` each.
     """
-    categories = batch.categories or [""] * len(batch.queries)
-    responses = [
-        category or batch.documents[place] for category, place in zip(categories, batch.positives, strict=True)
-    ]
+    positives = [batch.documents[place] for place in batch.positives]
+    responses = example_responses(batch.task, positives, batch.categories)
     draws = draw_examples(
         len(batch.queries), settings.max_examples if batch.task.use_examples else 0, seed=seed, step=step
     )
     before = settings.tags.before(batch.task.instruction or None)
     texts = query_texts([before + query for query in batch.queries], responses, draws, tokenizer, settings)
     return token_ids(texts, settings.query_max_length, tokenizer)
+
+
+def example_responses(task: Task, positives: Sequence[str], categories: Sequence[str]) -> list[str]:
+    """What answers each query where it serves as an example: in clustering its category, if it has one; its positive.
+
+    Args:
+        task: of the batch.
+        positives: B.
+        categories: B, "" where there is none; or none at all.
+    """
+    if task.name != "clustering" or not categories:
+        return list(positives)
+    return [category or positive for category, positive in zip(categories, positives, strict=True)]
 
 
 def in_context_documents(batch: TextBatch, tokenizer: Tokenizer, settings: InContextSettings) -> list[list[int]]:

@@ -22,7 +22,14 @@ from tests.replays.compare import Tolerance, equal
 from tests.replays.toy_tokenizer import text_of, toy_tokenizer
 from training.data.batches import lay_out
 from training.data.datasets import task_named
-from training.prompts import LIKE_QUERIES, ExampleDraws, InContextSettings, document_texts, query_texts
+from training.prompts import (
+    LIKE_QUERIES,
+    ExampleDraws,
+    InContextSettings,
+    document_texts,
+    example_responses,
+    query_texts,
+)
 
 Case = dict[str, Any]
 
@@ -73,7 +80,7 @@ def training_prompts(case: Case, data: Case, tolerance: Tolerance) -> None:
     task = task_named(case["type"] or "retrieval")
     queries = [tags.before(row["prompt"]) + row["query"] for row in rows]
     positives = [row["pos"][drawn] for row, drawn in zip(rows, draws["positive_index"], strict=True)]
-    responses = [row.get("category", positive) for row, positive in zip(rows, positives, strict=True)]
+    responses = example_responses(task, positives, [row.get("category", "") for row in rows])
     negatives = [[row["neg"][n] for n in drawn] for row, drawn in zip(rows, draws["negative_indices"], strict=True)]
     groups = [[first, *rest] for first, rest in zip(positives, negatives, strict=True)]
     documents, _, _ = lay_out(groups, given["group_size"], "")

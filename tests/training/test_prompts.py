@@ -5,18 +5,26 @@ from __future__ import annotations
 import collections
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drama_models.prompts import INSTRUCTED
+from drama_models.prompts import INSTRUCTED, token_ids
 from tests.conftest import TEXTS
 from tests.replays.toy_tokenizer import PATTERN, text_of, toy_tokenizer
 from training.data.batches import TextBatch
 from training.data.datasets import Task
-from training.prompts import InContextSettings, draw_examples, in_context_documents, in_context_queries
+from training.prompts import (
+    InContextSettings,
+    document_texts,
+    draw_examples,
+    in_context_documents,
+    in_context_queries,
+)
+from training.start import encoder_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -121,6 +129,25 @@ def test_categories_answer_the_examples_of_clustering(tokenizer: Tokenizer) -> N
     answers = {part.split("\n\n")[0] for ids in made for part in text_of(ids, tokenizer).split("<response>")[1:-1]}
     assert answers
     assert answers <= set(categories)
+    retrieval = batch_of(8)
+    plain, with_categories = (
+        in_context_queries(each, tokenizer, SMALL, seed=0, step=0)
+        for each in (retrieval, replace(retrieval, categories=categories))
+    )
+    assert with_categories == plain  # there the positive answers
+
+
+def test_a_text_that_is_cut_within_a_letter_keeps_its_response_tag() -> None:
+    tags = ("<instruct>", "<query>", "<response>")
+    tokenizer = encoder_tokenizer(Path("demo/source"), tags)  # bytes: three tokens for most letters of this text
+    text = "กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย " * 20
+    for length in range(40, 70):
+        settings = InContextSettings(document_max_length=length)
+        (document,) = document_texts([text], INSTRUCTION, tokenizer, settings)
+        (ids,) = token_ids([document], length, tokenizer)
+        assert document.startswith(f"<instruct>{INSTRUCTION}\n<query>กรุงเทพ")
+        assert tokenizer.decode(ids, skip_special_tokens=False).endswith("\n<response><|end_of_text|>")
+        assert length - 3 <= len(ids) <= length
 
 
 def test_documents_of_similarity_tasks_are_written_like_queries(tokenizer: Tokenizer) -> None:

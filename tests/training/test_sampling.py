@@ -18,7 +18,7 @@ from drama_models.errors import CollectionError, RecipeError
 from drama_models.recipe import load_recipe
 from tests.training.data import EXAMPLES, open_one, write_collection, write_lines, write_plain_examples
 from training.data import distinct_batches
-from training.data.datasets import DatasetRecipe, TrainingDataset, open_datasets
+from training.data.datasets import DatasetRecipe, TrainingDataset, open_datasets, task_named
 from training.data.draws import draw, draw_below, permute
 from training.data.sampling import BatchPlan, mixture_counts
 
@@ -116,6 +116,11 @@ def test_queries_of_equal_text_do_not_meet(folder: Path, tmp_path: Path) -> None
     plan = BatchPlan([dataset(folder, examples=write_lines(tmp_path / "e.jsonl", *lines), batch=3, group=1)])
     for step in range(10):
         assert len({"0", "1"} & set(plan.batch(step).query_ids)) == 1
+
+
+def test_tasks_of_texts_of_one_kind_have_half_the_queries_and_one_at_least() -> None:
+    assert [task_named("sts").batch_size(size) for size in (1, 2, 9)] == [1, 1, 4]
+    assert [task_named("retrieval").batch_size(size) for size in (1, 2, 9)] == [1, 2, 9]
 
 
 def test_rows_that_share_labels_may_share_documents(folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drama_models.errors import CollectionError
 from tests.replays.dragon import positive_distribution
 from tests.training.data import QUERIES, open_one, write_collection, write_random_run
 from training.data.distinct_batches import plan_window
@@ -120,6 +121,15 @@ def test_labels_come_from_active_teachers_that_have_hits_and_change_with_the_epo
     assert 0.4 < of_second / (2 * plan.steps_per_epoch * 10) < 0.8
     both = seen[1].keys() & seen[2].keys()
     assert sum(seen[1][query] != seen[2][query] for query in both) > 0.7 * len(both)
+
+
+def test_a_teacher_of_too_few_queries_is_the_reason_that_is_given(folder: Path) -> None:
+    dataset = open_one(
+        folder / "c", folder / "cache", batch=QUERIES, teachers=teachers(folder, 1, 2), windows=DRAGON,
+        supervision=Supervision(kind="progressive", epochs_per_iteration=1),
+    )  # fmt: skip
+    with pytest.raises(CollectionError, match=rf"more queries: 10 of {QUERIES} have no positive in them"):
+        BatchPlan([dataset]).planned(0)
 
 
 def test_each_teacher_can_have_its_own_windows(folder: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from array import array
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field, replace
@@ -139,7 +140,9 @@ def without_false_negatives(hits: Hits, threshold: float) -> Hits:
         hits: scores in [0, 1].
         threshold: share of the positive's score; a negative at exactly this share stays.
     """
-    return hits[:1] + [hit for hit in hits[1:] if hit[1] <= threshold * hits[0][1]]
+    most = threshold * hits[0][1]
+    most += 4 * sys.float_info.epsilon * abs(most)  # so that rounding does not lose one at exactly this share
+    return hits[:1] + [hit for hit in hits[1:] if hit[1] <= most]
 
 
 def filter_examples(recipe: FilterRecipe) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Task:
 
     def batch_size(self, default: int) -> int:
         """Queries of a batch, where `default` is that of retrieval."""
-        return default // 2 if self.symmetric else default
+        return max(default // 2, 1) if self.symmetric else default
 
     def group_size(self, default: int, available_negatives: int) -> int:
         """Documents of a query: the positive and its negatives.

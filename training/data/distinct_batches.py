@@ -13,6 +13,7 @@ documents must differ.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,6 +79,12 @@ class Candidates:
             chosen = [chosen[0], *(chosen[1 + place] for place in again)]
             values = [values[0], *(values[1 + place] for place in again)]
         return chosen, values, own
+
+    @property
+    def without_positives(self) -> int:
+        """Queries for which the teacher that was drawn has no positive."""
+        _, _, _, starts = self._positives
+        return sum(start == end for start, end in pairwise(starts))
 
     def _repeated(self, row: int, available: int) -> list[int]:
         """Places of negatives drawn without replacement from just enough copies of those there are."""
@@ -182,16 +189,20 @@ def plan_window(
 def _fill(batch: _Batch, place: tuple[int, ...], iteration: int, key: tuple[int, ...]) -> None:
     """Complete a batch with queries from anywhere in the dataset."""
     dataset = batch.dataset
-    tries = min(len(dataset), FILLING_ROUNDS * dataset.batch_size)
+    tries, without = min(len(dataset), FILLING_ROUNDS * dataset.batch_size), 0
     for start in range(0, tries, dataset.batch_size):
         places = np.arange(start, min(start + dataset.batch_size, tries))
         candidates = Candidates(dataset, permute(places, len(dataset), *place, FILLERS), iteration, key)
+        without += candidates.without_positives
         for index in range(len(candidates.rows)):
             if batch.full:
                 return
             batch.add(candidates, index)
     if not batch.full:
+        advice = ", or in_batch_negatives: false" if dataset.task.in_batch_negatives else ""
+        if without:
+            advice += f", or give each teacher's run more queries: {without:,} of {tries:,} have no positive in them"
         raise CollectionError(
             f"Dataset {dataset.name!r} cannot fill a batch of {dataset.batch_size:,} queries with distinct documents: "
-            f"{len(batch.rows):,} fit; set a smaller batch_size, or in_batch_negatives: false."
+            f"{len(batch.rows):,} fit; set a smaller batch_size{advice}."
         )

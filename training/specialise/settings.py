@@ -2,7 +2,7 @@
 
 Losses, filters and kinds of queries follow Tamber et al., 2025 (https://arxiv.org/abs/2502.19712). The size of a batch,
 the length of the training, its learning rate and warm-up are for collections of hundreds to a hundred thousand passages
-and one machine; a large model samples as the recipes of DRAMA have it.
+and one machine; a large model is asked with the sampling of `training generate`.
 """
 
 from __future__ import annotations

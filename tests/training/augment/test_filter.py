@@ -102,6 +102,9 @@ def test_single_rules() -> None:
     assert found_by_retriever("a", ["x", "b", "a"], 2) is None
     assert found_by_retriever("a", ["a"], 2, {"a"}) is None
     assert without_false_negatives([("a", 1.0), ("b", 0.6), ("c", 0.61)], 0.6) == [("a", 1.0), ("b", 0.6)]
+    for hundredths in range(1, 101):
+        exactly = [("a", hundredths / 100), ("b", hundredths * 6 / 1000)]
+        assert without_false_negatives(exactly, 0.6) == exactly
     assert without_false_negatives([("a", 0.0), ("b", 0.1), ("c", 0.0)], 0.6) == [("a", 0.0), ("c", 0.0)]
     flat = Percentiles.of([2.0, 2.0])
     assert flat.normalised(2.0) == 1.0
