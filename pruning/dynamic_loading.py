@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from drama_models.checkpoints import checkpoint_folder
+from drama_models.errors import TrainingError
 from pruning.held_out import held_out_figures
 from pruning.proportions import updated_proportions
 
@@ -68,9 +70,19 @@ class DynamicLoading(TrainerCallback):
             self._update(model, state.global_step, min(following, len(self.data)))
 
     def _update(self, model: torch.nn.Module, step: int, first_sequence: int) -> None:
-        """Shares by the losses of now; kept also where no text follows, for the stage that comes next."""
+        """Shares by the losses of now; kept also where no text follows, for the stage that comes next.
+
+        Raises:
+            TrainingError: a loss that is not finite.
+        """
         figures = held_out_figures(model, self.corpus, **self.recipe.held_out)
         losses = {domain: figures[domain]["loss"] for domain in self.data.proportions}
+        broken = [domain for domain, loss in losses.items() if not math.isfinite(loss)]
+        if broken:
+            raise TrainingError(
+                f"The held-out loss of domain {broken[0]!r} is {losses[broken[0]]} at step {step}; nothing after the "
+                "last checkpoint is kept. Try a lower learning_rate, or look at the held-out text."
+            )
         shares = updated_proportions(
             list(self.data.proportions.values()),
             list(losses.values()),

@@ -74,7 +74,12 @@ def deterministic_mask(log_alpha: Tensor, keep: int | None = None) -> Tensor:
 
     Returns:
         Same shape: 0 where dropped, elsewhere sigmoid(1.2 * log_alpha), always below 1. Of equal gates the first go.
+
+    Raises:
+        ValueError: `keep` is below 0 or more than a row has.
     """
+    if keep is not None and not 0 <= keep <= log_alpha.shape[-1]:
+        raise ValueError(f"keep={keep} must be between 0 and the {log_alpha.shape[-1]} units of a row.")
     soft = torch.sigmoid(DETERMINISTIC_SHARPNESS * log_alpha)
     rows, logits = soft.reshape(-1, soft.shape[-1]).clone(), log_alpha.reshape(-1, soft.shape[-1])
     for row, row_logits in zip(rows, logits, strict=True):

@@ -70,7 +70,7 @@ class Lagrangian(nn.Module):
             constraint_penalty(sparsity(score), targets[name], self.lambda_1[name], self.lambda_2[name])
             for name, score in scores.items()
         ]
-        return torch.stack(terms).sum()
+        return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
 def target_sparsities(source: Mapping[str, tuple[int, ...]], target: Mapping[str, tuple[int, ...]]) -> dict[str, float]:

@@ -91,14 +91,19 @@ class MaskedCausalLM(nn.Module):
 
 
 def expose_norm_eps(model: nn.Module) -> dict[str, Tensor]:
-    """Turn the eps of every RMSNorm from a Python number into a buffer; returns the buffers by name, as scalars."""
+    """Turn the eps of every RMSNorm from a Python number into a buffer, where it is not one already.
+
+    Returns:
+        The eps by the buffers' names, as scalars.
+    """
     exposed = {}
     for name, module in model.named_modules():
         eps = getattr(module, EPS, None)
         if isinstance(eps, float):
             delattr(module, EPS)
             module.register_buffer(EPS, torch.tensor(eps), persistent=False)
-            exposed[f"{name}.{EPS}"] = torch.tensor(eps)
+        if eps is not None:
+            exposed[f"{name}.{EPS}"] = torch.tensor(float(eps))
     return exposed
 
 

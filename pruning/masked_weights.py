@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pruning.masks import mask_shapes
+from pruning.masks import DIMENSIONS, mask_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +62,9 @@ class MaskValues:
         values: value of each gate by dimension, shapes as in `pruning.masks`; a missing dimension is all ones.
         source: shape of the model the weights belong to.
         tied: whether the head shares the embedding matrix.
+
+    Raises:
+        ValueError: a dimension that there is not.
     """
 
     def __init__(self, values: Mapping[str, Tensor], source: BackboneShape, *, tied: bool) -> None:
@@ -71,6 +74,9 @@ class MaskValues:
         self.source, self.tied = source, tied
         self.masked = {AXIS_OF.get(name, name) for name in values}
         self.kept_hidden = int((self.values["hidden"] != 0).sum())
+        unknown = sorted(set(values) - set(DIMENSIONS))
+        if unknown:
+            raise ValueError(f"No dimension is called {unknown[0]!r}; choose from: {', '.join(DIMENSIONS)}.")
 
     @property
     def norm_scale(self) -> float:
@@ -79,8 +85,8 @@ class MaskValues:
 
     @property
     def norm_eps_scale(self) -> float:
-        """Factor for its eps."""
-        return self.kept_hidden / self.source.hidden_size
+        """Factor for its eps; where a draw keeps nothing, as for one coordinate, so that the norm gives zeros."""
+        return max(self.kept_hidden, 1) / self.source.hidden_size
 
     def kept_layers(self) -> list[int]:
         """Blocks that stay, in order."""

@@ -13,7 +13,13 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from drama_models.errors import ModelFolderError
-from drama_models.model_folder import check_llama_weights, read_json, tensor_shapes, weight_files
+from drama_models.model_folder import (
+    check_llama_weights,
+    llama_tensor_shapes,
+    read_json,
+    tensor_shapes,
+    weight_files,
+)
 from drama_models.provenance import FILE_NAME
 from drama_models.setting_kinds import check_llama_settings
 
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 HEADER_ROOM = 2**18  # bytes; the 147 tensors of Llama-3.2-1B need a sixteenth of it
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+IGNORED = ".rotary_emb.inv_freq"  # in checkpoints of old transformers: it follows from the configuration
 NOT_CARRIED = re.compile(r"\.safetensors$|\.index\.json$|\.jsonl$|\.bin$|\.svg$|^masks\.json$|^config\.json$|^\.")
 
 
@@ -71,7 +78,7 @@ def load_causal_model(folder: str | Path) -> Any:
     """
     folder = Path(folder)
     if _any_config(folder).model_type == "llama":
-        check_llama_weights(folder, read_json(folder / "config.json"))
+        _check_weights(folder)
     for path in weight_files(folder):
         tensor_shapes(path)
     stock: Any = AutoModelForCausalLM
@@ -95,6 +102,19 @@ def load_causal_model(folder: str | Path) -> Any:
     return model
 
 
+def _check_weights(folder: Path) -> None:
+    config = read_json(folder / "config.json")
+    check_llama_weights(folder, config)
+    known = {"lm_head.weight", *llama_tensor_shapes(config)}
+    for path in weight_files(folder):
+        for name in tensor_shapes(path):
+            if name.removeprefix("model.") not in known and not name.endswith(IGNORED):
+                raise ModelFolderError(
+                    f"{path}: tensor {name!r} is not part of a Llama with this config.json; only stock models can be "
+                    "pruned."
+                )
+
+
 def load_stock_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a model folder as transformers reads it, to be written beside the weights that are made.
 
@@ -114,14 +134,15 @@ def read_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of every weight of a Llama folder, one at a time.
 
     Raises:
-        ModelFolderError: no safetensors, a truncated file, or a weight that is missing or of another shape.
+        ModelFolderError: no safetensors, a truncated file, or a weight that is missing, of another shape, or not a
+            Llama's.
     """
     folder = Path(folder)
-    check_llama_weights(folder, read_json(folder / "config.json"))
+    _check_weights(folder)
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
+                names = [name for name in file.keys() if not name.endswith(IGNORED)]  # noqa: SIM118 (no mapping)
             for name in names:
                 with safe_open(path, framework="pt") as file:  # anew, so that the pages of the last one are let go
                     weight = file.get_tensor(name)

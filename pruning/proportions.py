@@ -7,6 +7,7 @@ loss differences at zero and their code does not; `clip` chooses, and the code i
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -76,15 +77,17 @@ def read_reference_losses(path: Path, domains: Iterable[str]) -> dict[str, float
     """Reference losses of the given domains, from what `python -m pruning reference-loss` wrote.
 
     Raises:
-        CorpusError: no such file, not a JSON object of numbers, or a domain without a loss.
+        CorpusError: no such file, not a JSON object of finite numbers, or a domain without a loss.
     """
     try:
         table: Mapping[str, float] = json.loads(path.read_text(encoding="utf-8"))
         losses = {domain: float(table[domain]) for domain in domains}
+        if not all(map(math.isfinite, losses.values())):
+            raise ValueError
     except FileNotFoundError:
         raise CorpusError(f"There is no {path}; run `python -m pruning reference-loss` to make it.") from None
     except KeyError as error:
         raise CorpusError(f"{path} has no reference loss for domain {error}; add one, in nats a token.") from None
     except (json.JSONDecodeError, TypeError, ValueError):
-        raise CorpusError(f'{path} must hold losses by domain, such as {{"en": 2.14}}; make it again.') from None
+        raise CorpusError(f'{path} must hold finite losses by domain, such as {{"en": 2.14}}; make it again.') from None
     return losses

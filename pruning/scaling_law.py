@@ -23,7 +23,10 @@ EXPONENTS = (1e-4, 4.0)  # searched range of b
 
 
 def extrapolated_loss(losses: Mapping[int, float], target_size: int) -> float:
-    """Loss at another size, by the power law that fits best in least squares; through three models it is exact.
+    """Loss at another size, by the power law that fits best in least squares.
+
+    Through three models it is exact, unless losses fall faster than with the logarithm of the size: then the best law
+    is the flattest one that is searched, and passes them by.
 
     Args:
         losses: held-out loss, nats a token, by number of parameters.

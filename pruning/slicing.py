@@ -162,7 +162,11 @@ def write_sliced(folder: Path, source: Path, values: Mapping[str, Tensor]) -> tu
 
 
 def _check_masks(values: Mapping[str, Tensor], shape: BackboneShape) -> None:
-    for name, wanted in mask_shapes(shape).items():
+    wanted_shapes = mask_shapes(shape)
+    unknown = sorted(set(values) - set(wanted_shapes))
+    if unknown:
+        raise ShapeError(f"No dimension is called {unknown[0]!r}; masks are by {', '.join(wanted_shapes)}.")
+    for name, wanted in wanted_shapes.items():
         if name in values and tuple(values[name].shape) != wanted:
             raise ShapeError(
                 f"The {name} mask has shape {tuple(values[name].shape)}, this model needs {wanted}; "

@@ -164,6 +164,9 @@ def test_reference_losses_that_do_not_fit_are_refused(
         read_reference_losses(reference_file, ["code"])
     with pytest.raises(CorpusError, match="run `python -m pruning reference-loss`"):
         read_reference_losses(tmp_path / "none.json", ["short"])
+    reference_file.write_text('{"long": NaN, "short": 1.0}', encoding="utf-8")
+    with pytest.raises(CorpusError, match="must hold finite losses by domain"):
+        read_reference_losses(reference_file, ["long", "short"])
     reference_file.write_text("[1, 2]", encoding="utf-8")
-    with pytest.raises(CorpusError, match="must hold losses by domain"):
+    with pytest.raises(CorpusError, match="must hold finite losses by domain"):
         read_reference_losses(reference_file, ["short"])

@@ -62,6 +62,12 @@ def test_deterministic_mask_keeps_the_largest(keep: int) -> None:
     assert mask.max() < 1
 
 
+@pytest.mark.parametrize("keep", [-1, 7])
+def test_more_units_than_there_are_cannot_stay(keep: int) -> None:
+    with pytest.raises(ValueError, match=f"keep={keep} must be between 0 and the 6 units of a row"):
+        deterministic_mask(torch.randn(4, 6), keep)
+
+
 def test_ties_are_broken_by_position() -> None:
     mask = deterministic_mask(torch.full((5,), 2.0), keep=2)
     assert mask.nonzero().flatten().tolist() == [3, 4]

@@ -176,6 +176,33 @@ def test_norm_eps_is_restored_in_effect_when_nothing_is_masked() -> None:
     torch.testing.assert_close(model(input_ids=IDS).logits, before)
 
 
+def test_a_model_can_be_wrapped_again() -> None:
+    model = make_llama()
+    source, values = BackboneShape.of(model.config), random_masks(model, {"hidden": 16})
+    first, second = (
+        MaskedCausalLM(model, Masks(source, source), 0).call_with(values, input_ids=IDS).logits for _ in range(2)
+    )
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
+
+
+def test_a_draw_that_keeps_nothing_gives_numbers() -> None:
+    model = make_llama()
+    source = BackboneShape.of(model.config)
+    nothing = {"hidden": torch.zeros(source.hidden_size)}
+    logits = MaskedCausalLM(model, Masks(source, source), 0).call_with(nothing, input_ids=IDS).logits
+    torch.testing.assert_close(logits, torch.zeros_like(logits))
+
+
+def test_a_target_like_the_source_costs_nothing_and_unknown_masks_are_refused() -> None:
+    model = make_llama()
+    source = BackboneShape.of(model.config)
+    stock = model(input_ids=IDS, labels=IDS).loss
+    masked = MaskedCausalLM(model, Masks(source, source), 0).train()
+    torch.testing.assert_close(masked(input_ids=IDS, labels=IDS).loss, stock)
+    with pytest.raises(ValueError, match="No dimension is called 'layers'; choose from: hidden, layer, head"):
+        masked.call_with({"layers": torch.ones(3)}, input_ids=IDS)
+
+
 def test_training_and_evaluation_use_their_own_masks() -> None:
     model = make_llama()
     source = BackboneShape.of(model.config)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from drama_models.errors import ModelFolderError, ShapeError
@@ -81,6 +81,8 @@ def test_masks_that_do_not_fit_are_refused(llama_folder: Path, tmp_path: Path) -
     values = learned(llama_folder).deterministic(at_target=True)
     with pytest.raises(ShapeError, match=r"hidden mask has shape \(40,\), this model needs \(48,\)"):
         slice_folder(llama_folder, values | {"hidden": torch.ones(40)}, tmp_path / "out", {})
+    with pytest.raises(ShapeError, match="No dimension is called 'kv_group'; masks are by hidden, layer, head"):
+        slice_folder(llama_folder, values | {"kv_group": torch.ones(3, 3)}, tmp_path / "out", {})
     uneven = values["intermediate"].clone()
     uneven[values["layer"].nonzero()[0], values["intermediate"].argmax(dim=1)[values["layer"].nonzero()[0]]] = 0
     with pytest.raises(ShapeError, match="every layer must have the same numbers"):
@@ -98,6 +100,22 @@ def test_unreadable_weights_are_named(llama_folder: Path, tmp_path: Path) -> Non
     path.unlink()
     with pytest.raises(ModelFolderError, match=r"model\.safetensors is missing"):
         slice_folder(source, values, tmp_path / "out", {})
+
+
+def test_frequencies_of_old_checkpoints_are_left_out_and_other_tensors_named(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(llama_folder, tmp_path / "source"))
+    values, weights = learned(source).deterministic(at_target=True), load_file(source / "model.safetensors")
+    slice_folder(source, values, tmp_path / "plain", {})
+    old = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(8) for layer in range(3)}
+    save_file(weights | old, source / "model.safetensors")
+    slice_folder(source, values, tmp_path / "old", {})
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "old")]
+    assert files[0] == files[1]
+    save_file(weights | {"model.layers.0.adapter.weight": torch.ones(8)}, source / "model.safetensors")
+    with pytest.raises(ModelFolderError, match=r"'model\.layers\.0\.adapter\.weight' is not part of a Llama"):
+        slice_folder(source, values, tmp_path / "other", {})
 
 
 def test_an_expanded_folder_gives_the_same_logits(llama_folder: Path, tmp_path: Path) -> None:

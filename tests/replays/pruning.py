@@ -107,7 +107,8 @@ def _shapes(config: Case) -> tuple[BackboneShape, BackboneShape]:
 def _targets(source: BackboneShape, target: BackboneShape) -> dict[str, float]:
     found = target_sparsities(mask_shapes(source), mask_shapes(target))
     layer = found.get("layer", 0.0)
-    return found | {"head_layer": layer, "mlp": layer}  # the reference's two halves of a layer mask
+    halves = {"head_layer": layer, "mlp": layer}  # the reference's two halves of a layer mask
+    return dict.fromkeys(mask_shapes(source), 0.0) | found | halves
 
 
 def expected_size(case: Case, data: Case, tolerance: Tolerance) -> None:
@@ -175,8 +176,9 @@ def optimizer(case: Case, data: Case, tolerance: Tolerance) -> None:
     source, target = _shapes(case["config"])
     masks = Masks(source, target)
     model = MaskedCausalLM(_llama(case["config"] | {"vocab": 3}), masks, case["warmup_steps"])
-    for name, values in case["log_alpha_initial"].items():
-        masks.log_alpha[name].data.copy_(torch.tensor(values))
+    _fill_masks(masks, case["log_alpha_initial"])
+    targets = {name: _targets(source, target)[name] for name in masks.log_alpha}
+    model.lagrangian = Lagrangian(targets, case["warmup_steps"], case.get("start_sparsity", 0.0))
     recipe = LearnMasksRecipe(
         model=Path(),
         corpus=Path(),
@@ -267,6 +269,14 @@ def _sliced_model(stock: LlamaForCausalLM, config: Case, masks: MaskValues) -> L
     return exported
 
 
+def _fill_masks(masks: Masks, log_alpha: Case) -> None:
+    for name, values in log_alpha.items():
+        if name in masks.log_alpha:
+            masks.log_alpha[name].data.copy_(torch.tensor(values))
+        else:  # the reference has a mask here although source and target are the same size
+            masks.log_alpha[name] = torch.nn.Parameter(torch.tensor(values))
+
+
 def _short(name: str, wanted: Case) -> str:
     return name if name in wanted else name.removeprefix("model.")
 
@@ -274,11 +284,7 @@ def _short(name: str, wanted: Case) -> str:
 def slicing(case: Case, data: Case, tolerance: Tolerance) -> None:
     source, target = _shapes(case["config"])
     learned = Masks(source, target)
-    for name, values in case["log_alpha"].items():
-        if name in learned.log_alpha:
-            learned.log_alpha[name].data.copy_(torch.tensor(values))
-        else:  # the reference has a mask here although source and target are the same size
-            learned.log_alpha[name] = torch.nn.Parameter(torch.tensor(values))
+    _fill_masks(learned, case["log_alpha"])
     values = learned.deterministic(at_target=True)
     for name, mask in values.items():
         tolerance.close(mask, case["masks"][name], f"{name} mask")
