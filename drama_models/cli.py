@@ -89,9 +89,7 @@ def index(options: argparse.Namespace) -> Answer:
         for ids, rows in read_shards(vectors):
             built.add(ids, rows)
     bm25 = _bm25(Collection(options.source).documents(), options.bm25) if options.bm25 else None
-    built.save(out)
-    if bm25 is not None:
-        bm25.save(out / BM25_FOLDER)
+    built.save(out, bm25=bm25)
     if options.model is not None:
         shutil.rmtree(vectors)
     made = f"made {out} ({kind.name}): {len(built):,} documents, dim {built.dim}"

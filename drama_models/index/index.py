@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from drama_models.bm25 import BM25
     from drama_models.encoder import Encoder
     from drama_models.index.identity import ModelIdentity
     from drama_models.index.kinds import Kind
@@ -198,8 +199,12 @@ class Index:
         other.add(self.ids, self.vectors())
         return other
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, bm25: BM25 | None = None) -> None:
         """Write the index, complete or not at all; an index that was there is replaced as a whole.
+
+        Args:
+            folder: to make.
+            bm25: of the same documents, to keep with it as `bm25`.
 
         Raises:
             IndexKindError: too few documents for a kind that learns from them.
@@ -213,7 +218,7 @@ class Index:
             model=self.model,
             collection=self.collection,
         )
-        write_index(folder, files, self._alive())
+        write_index(folder, files, self._alive(), bm25=bm25)
 
     @classmethod
     def load(cls, folder: str | Path, *, verify: bool = True) -> Index:

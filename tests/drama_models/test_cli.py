@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drama_models import Collection, Encoder, Index, evaluate
+from drama_models import BM25, Collection, Encoder, Index, evaluate
 from drama_models.bulk import read_shards
 from drama_models.cli import main
 from drama_models.errors import OutputError
@@ -155,6 +156,28 @@ def test_bm25_is_kept_with_the_index(
         shutil.rmtree(tmp_path / "my.index" / "bm25", ignore_errors=True)
     assert answers[0][0] == answers[1][0]
     assert [anew for _, anew in answers] == [False, True]
+
+
+def test_where_bm25_finds_no_room_the_old_index_stands_with_its_own(
+    my_index: Path,
+    release_folder: Path,
+    collection_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    index = shutil.copytree(my_index, tmp_path / "my.index")
+    BM25([("d0", "of before")]).save(index / "bm25")
+    before = sha256_of_folder(index)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(BM25, "save", full)
+    words = ["index", str(collection_folder), str(index), "--model", str(release_folder), "--dim", "16", "--bm25"]
+    assert main(words) == 2
+    assert "no room left" in capsys.readouterr().err
+    assert sha256_of_folder(index) == before
 
 
 @pytest.mark.parametrize(
