@@ -84,7 +84,7 @@ def _recorded(folder: Path) -> dict[str, str]:
     try:
         recorded = (read_provenance(folder) or {}).get(FILES, {})
         return {str(name): str(value) for name, value in recorded.items()}
-    except (ValueError, AttributeError, RecursionError):
+    except AttributeError:
         raise ModelFolderError(f"{folder / FILE_NAME} is damaged; fetch the folder again.") from None
 
 
