@@ -54,9 +54,7 @@ class IndexFiles:
     collection: str | None
 
 
-def write_index(
-    folder: str | Path, files: IndexFiles, alive: NDArray[Any] | None, *, bm25: BM25 | None = None
-) -> None:
+def write_index(folder: str | Path, files: IndexFiles, alive: NDArray[Any] | None, *, bm25: BM25 | None = None) -> None:
     """Write an index, complete or not at all; one that was there is replaced as a whole.
 
     Args:
