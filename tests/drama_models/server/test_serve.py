@@ -146,6 +146,12 @@ def test_openais_client_raises_its_own_errors(client: OpenAI) -> None:
         ("v1/embeddings", {"input": "a", "dimensions": 1.5}, 400, "whole number"),
         ("v1/embeddings", {"input": "a", "encoding_format": "int8"}, 400, "float or base64"),
         ("v1/embeddings", {"input": "a", "input_type": "clustering"}, 400, "must be one of query"),
+        (
+            "v1/embeddings",
+            {"input": "a", "prompt_name": "query", "input_type": "passage"},
+            400,
+            "and input_type is passage",
+        ),
         ("v1/embeddings", {"input": "a", "prompt_name": "nope"}, 422, "prompt_name='nope' is not among"),
         ("v1/embeddings", {"input": "a", "model": 3}, 400, "`model` must be text"),
         ("v1/embeddings", {"input": "a", "\ud800": 3}, 400, "There is no field"),
