@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 SNIPPET_CHARACTERS = 100
 HITS = 100  # of each query that is evaluated
+KEPT_LANGUAGE = ""  # of `search --bm25` without one: that which the index keeps BM25 for
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def search(options: argparse.Namespace) -> Answer:
         kept = opened.model.renamed(partial(_resolved, folder=options.index))
         options.model, options.document_model = kept.name, options.document_model or kept.document_name
     options.dim = opened.dim
-    bm25 = _bm25_of(opened, options.index, options.bm25) if options.bm25 else None
+    bm25 = None if options.bm25 is None else _bm25_of(opened, options.index, options.bm25)
     hits = Retriever(_encoder(options), opened, bm25=bm25).search(options.query, options.k, task=options.task)
     texts = _texts(opened, options.index, {document for document, _ in hits})
     records = [
@@ -266,14 +267,13 @@ def command_line() -> argparse.ArgumentParser:
     )
     for added in (searching, evaluating):
         added.add_argument("--task", help="named prompt for the query, or an instruction; default: the model's prompt")
-    for added, use in (
-        (indexing, "keep BM25 with the index"),
-        (searching, "fuse with BM25"),
-        (evaluating, "fuse with BM25"),
+    for added, use, language, default in (
+        (indexing, "keep BM25 with the index", "en", "en"),
+        (searching, "fuse with BM25", KEPT_LANGUAGE, "the index's, else en"),
+        (evaluating, "fuse with BM25", "en", "en"),
     ):
-        added.add_argument(
-            "--bm25", nargs="?", const="en", metavar="LANGUAGE", help=f"{use}; two-letter language, default: en"
-        )
+        said = f"{use}; two-letter language, default: {default}"
+        added.add_argument("--bm25", nargs="?", const=language, metavar="LANGUAGE", help=said)
     for added in (encoding, indexing, evaluating, serving):
         added.add_argument("--dim", type=int, help="coordinates to keep, cut before normalising; default: all")
     return parser
@@ -318,15 +318,17 @@ def _bm25(documents: Iterable[Document], language: str) -> BM25:
 
 
 def _bm25_of(opened: Index, folder: Path, language: str) -> BM25:
-    """The BM25 that is kept with an index, else one made now of its collection."""
-    if (folder / BM25_FOLDER).is_dir():
-        kept = BM25.load(folder / BM25_FOLDER)
-        if kept.language == language:
-            return kept
+    """The BM25 that is kept with an index, else or where that is of another language one made now of its collection."""
+    kept = BM25.load(folder / BM25_FOLDER) if (folder / BM25_FOLDER).is_dir() else None
+    if kept is not None and language in (KEPT_LANGUAGE, kept.language):
+        return kept
+    language = language or "en"
     if opened.collection is None or not (folder / opened.collection).is_dir():
         raise IndexFolderError(f"{folder} does not know its collection, which --bm25 reads; index it again.")
+    why = "" if kept is None else f", since the index keeps it for {kept.language!r} and not for {language!r}"
     warnings.warn(
-        f"BM25 over {len(opened):,} documents is made anew for this search; `drama index --bm25` keeps it.",
+        f"BM25 over {len(opened):,} documents is made anew for this search{why}; `drama index --bm25 {language}` "
+        "keeps it.",
         stacklevel=2,
     )
     return _bm25(Collection(folder / opened.collection).documents(), language)

@@ -158,6 +158,23 @@ def test_bm25_is_kept_with_the_index(
     assert [anew for _, anew in answers] == [False, True]
 
 
+def test_bm25_is_searched_in_the_language_it_is_kept_for(
+    my_index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, alone = shutil.copytree(my_index, tmp_path / "my.index"), "漢字"
+    opened = Index.load(index)
+    opened.model = opened.model and opened.model.renamed(lambda name: str((my_index / name).resolve()))
+    opened.collection = str((my_index / str(opened.collection)).resolve())
+    opened.save(index, bm25=BM25([("d5", alone)], language="zh"))
+    found = {}
+    for words in ([], ["zh"], ["fr"]):
+        assert main(["search", str(index), alone, "--json", "--bm25", *words]) == 0
+        printed = capsys.readouterr()
+        found["".join(words)] = (json.loads(printed.out)[0]["id"], printed.err)
+    assert found[""] == found["zh"] == ("d5", "")
+    assert "made anew for this search, since the index keeps it for 'zh' and not for 'fr'" in found["fr"][1]
+
+
 def test_where_bm25_finds_no_room_the_old_index_stands_with_its_own(
     my_index: Path,
     release_folder: Path,
