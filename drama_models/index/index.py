@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drama_models.arguments import checked_hits
 from drama_models.errors import DimensionError, IndexFolderError, IndexKindError
 from drama_models.index.build import build_store
 from drama_models.index.folder import IndexFiles, read_index, write_index
@@ -162,14 +163,13 @@ class Index:
             the rounded vectors with the others.
 
         Raises:
-            ValueError: queries of another size, or `k` below 1.
+            ValueError: queries of another size, or `k` is no whole number of at least 1.
             IndexKindError: too few documents for a kind that learns from them.
         """
         contiguous = np.ascontiguousarray(queries, dtype=np.float32)
         if np.shape(queries) != (len(contiguous), self.dim):
             raise ValueError(f"Expected queries of shape (n, {self.dim}), found {np.shape(queries)}.")
-        if not isinstance(k, int | np.integer) or k < 1:
-            raise ValueError(f"k={k} must be a whole number of at least 1.")
+        k = checked_hits(k)
         if not len(self) or not len(contiguous):
             return [[] for _ in contiguous]
         scores, rows = self._built().search(contiguous, min(k, len(self)), self._alive())
