@@ -389,11 +389,16 @@ def _resolved(name: str, folder: Path) -> str:
 
 
 def _texts(opened: Index, folder: Path, wanted: set[str]) -> dict[str, str]:
-    """Texts of the hits, where the index knows its collection and that is still there."""
-    if opened.collection is None or not (folder / opened.collection).is_dir():
+    """Texts of the hits, where the index knows its collection and that is still there; read as far as the last one."""
+    if not wanted or opened.collection is None or not (folder / opened.collection).is_dir():
         return {}
-    documents = Collection(folder / opened.collection).documents()
-    return {document.id: document.text for document in documents if document.id in wanted}
+    texts: dict[str, str] = {}
+    for document in Collection(folder / opened.collection).documents():
+        if document.id in wanted:
+            texts[document.id] = document.text
+            if len(texts) == len(wanted):
+                break
+    return texts
 
 
 def _hit_lines(record: dict[str, Any]) -> str:

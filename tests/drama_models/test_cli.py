@@ -47,6 +47,19 @@ def test_search_shows_ids_scores_and_texts(my_index: Path, capsys: pytest.Captur
     assert hits[0]["id"] in lines[0]
 
 
+def test_texts_of_hits_are_read_no_further_than_the_last_of_them(
+    release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collection, index = shutil.copytree(collection_folder, tmp_path / "collection"), str(tmp_path / "my.index")
+    assert main(["index", str(collection), index, "--model", str(release_folder)]) == 0
+    with (collection / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        file.write("behind them all\n")
+    capsys.readouterr()
+    assert main(["search", index, "digest of a file", "--json"]) == 0
+    texts = {document.id: document.text for document in Collection(collection_folder).documents()}
+    assert {hit["id"]: hit["text"] for hit in json.loads(capsys.readouterr().out)}.items() <= texts.items()
+
+
 def test_encode_then_index_equals_index_from_the_collection(
     my_index: Path, release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
