@@ -147,7 +147,7 @@ def _evaluate_on_mteb(options: argparse.Namespace) -> Answer:
     from drama_models.mteb_encoder import evaluate_on_mteb
 
     ours = {
-        "a BEIR folder beside it": options.collection, "--task": options.task, "--bm25": options.bm25,
+        "BEIR folder beside it": options.collection, "--task": options.task, "--bm25": options.bm25,
         "--run": options.run, "-k": options.k != HITS, "--drop-identical-ids": options.drop_identical_ids,
     }  # fmt: skip
     given = [name for name, value in ours.items() if value]
