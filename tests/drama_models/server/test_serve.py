@@ -269,15 +269,15 @@ def test_a_request_has_its_place_and_its_time_wherever_it_is(
         await app(scope, messages.get, send)
         return statuses[0]
 
-    async def run() -> list[int]:
+    async def run() -> tuple[int, int]:
         app = make_app(served)
         async with app.router.lifespan_context(app):
-            found = await asyncio.gather(ask(app), ask(app))
+            first, second = await asyncio.gather(ask(app), ask(app))
             assert app.state.server.batcher.inside == 0
             going_on.set()
-            return found
+            return first, second
 
-    assert asyncio.run(run()) == [503, 429]
+    assert asyncio.run(run()) == (503, 429)
 
 
 def test_told_to_end_it_answers_what_has_begun(release_folder: Path) -> None:
