@@ -39,6 +39,18 @@ def checked_dim(dim: int | None, profile: Profile, *, quiet: bool = False) -> in
     return size
 
 
+def checked_hits(k: int) -> int:
+    """A usable number of hits.
+
+    Raises:
+        ValueError: no whole number, or below 1.
+    """
+    hits = whole_number(k)
+    if hits is None or hits < 1:
+        raise ValueError(f"k={k!r} must be a whole number of at least 1.")
+    return hits
+
+
 def checked_limit(max_length: int | None, profile: Profile) -> int:
     """Tokens to keep of each text; None stands for the model's own limit. `TextTokenizer` refuses too few.
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drama_models.arguments import checked_texts
+from drama_models.arguments import checked_hits, checked_texts
 from drama_models.arrays import check_arrays
 from drama_models.errors import CollectionError, IndexFolderError, MissingExtraError
 from drama_models.folders import atomic_folder, sha256_of_file
-from drama_models.tokenisation import checked_text, whole_number
+from drama_models.tokenisation import checked_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -129,9 +129,7 @@ class BM25:
             TextError: something that is not text.
             ValueError: `k` is no whole number of at least 1.
         """
-        most = whole_number(k)
-        if most is None or most < 1:
-            raise ValueError(f"k={k} must be a whole number of at least 1.")
+        most = checked_hits(k)
         asked = [checked_text(query, position) for position, query in enumerate(checked_texts(queries))]
         return [self._search_one(query, most) for query in asked]
 

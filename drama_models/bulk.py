@@ -15,7 +15,7 @@ import warnings
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from drama_models.errors import CollectionError, OutputError, TextsCutWarning
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.index import ModelIdentity
 from drama_models.quantisation import EIGHT_BITS, dequantise, quantise, value_ranges
+from drama_models.ray_workers import Engine
+from drama_models.tokenisation import whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
     from drama_models.encoder import Encoder
     from drama_models.quantisation import EmbeddingPrecision
-    from drama_models.ray_workers import Engine
 
 JOB, MANIFEST, RANGES = "job.json", "manifest.json", "ranges.npy"
 JOB_DEFAULTS = {"precision": "float32", "computing_precision": "fp32", "max_length": None}
@@ -78,9 +79,14 @@ def encode_shards(
         CollectionError: `out` holds vectors of another model, size, length, precision or shard size, or a shard of it
             is damaged; or eight bits of fewer than two documents.
         OutputError: `out` holds something else.
+        ValueError: `shard_documents` is no whole number of at least 1, or there is no such engine.
         MissingExtraError: Ray is not installed.
         ClusterError: its cluster is not there, or a worker keeps dying.
     """
+    if (whole_number(shard_documents) or 0) < 1:
+        raise ValueError(f"shard_documents={shard_documents!r} must be a whole number of at least 1.")
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine={engine!r} must be one of {', '.join(get_args(Engine))}.")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     identity = model or ModelIdentity.of(encoder)

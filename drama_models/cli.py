@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 SNIPPET_CHARACTERS = 100
 HITS = 100  # of each query that is evaluated
+KEPT_LANGUAGE = ""  # of `search --bm25` without one: that which the index keeps BM25 for
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,7 @@ def index(options: argparse.Namespace) -> Answer:
         for ids, rows in read_shards(vectors):
             built.add(ids, rows)
     bm25 = _bm25(Collection(options.source).documents(), options.bm25) if options.bm25 else None
-    built.save(out)
-    if bm25 is not None:
-        bm25.save(out / BM25_FOLDER)
+    built.save(out, bm25=bm25)
     if options.model is not None:
         shutil.rmtree(vectors)
     made = f"made {out} ({kind.name}): {len(built):,} documents, dim {built.dim}"
@@ -108,7 +107,7 @@ def search(options: argparse.Namespace) -> Answer:
         kept = opened.model.renamed(partial(_resolved, folder=options.index))
         options.model, options.document_model = kept.name, options.document_model or kept.document_name
     options.dim = opened.dim
-    bm25 = _bm25_of(opened, options.index, options.bm25) if options.bm25 else None
+    bm25 = None if options.bm25 is None else _bm25_of(opened, options.index, options.bm25)
     hits = Retriever(_encoder(options), opened, bm25=bm25).search(options.query, options.k, task=options.task)
     texts = _texts(opened, options.index, {document for document, _ in hits})
     records = [
@@ -148,7 +147,7 @@ def _evaluate_on_mteb(options: argparse.Namespace) -> Answer:
     from drama_models.mteb_encoder import evaluate_on_mteb
 
     ours = {
-        "a BEIR folder beside it": options.collection, "--task": options.task, "--bm25": options.bm25,
+        "BEIR folder beside it": options.collection, "--task": options.task, "--bm25": options.bm25,
         "--run": options.run, "-k": options.k != HITS, "--drop-identical-ids": options.drop_identical_ids,
     }  # fmt: skip
     given = [name for name, value in ours.items() if value]
@@ -268,14 +267,13 @@ def command_line() -> argparse.ArgumentParser:
     )
     for added in (searching, evaluating):
         added.add_argument("--task", help="named prompt for the query, or an instruction; default: the model's prompt")
-    for added, use in (
-        (indexing, "keep BM25 with the index"),
-        (searching, "fuse with BM25"),
-        (evaluating, "fuse with BM25"),
+    for added, use, language, default in (
+        (indexing, "keep BM25 with the index", "en", "en"),
+        (searching, "fuse with BM25", KEPT_LANGUAGE, "the index's, else en"),
+        (evaluating, "fuse with BM25", "en", "en"),
     ):
-        added.add_argument(
-            "--bm25", nargs="?", const="en", metavar="LANGUAGE", help=f"{use}; two-letter language, default: en"
-        )
+        said = f"{use}; two-letter language, default: {default}"
+        added.add_argument("--bm25", nargs="?", const=language, metavar="LANGUAGE", help=said)
     for added in (encoding, indexing, evaluating, serving):
         added.add_argument("--dim", type=int, help="coordinates to keep, cut before normalising; default: all")
     return parser
@@ -320,15 +318,17 @@ def _bm25(documents: Iterable[Document], language: str) -> BM25:
 
 
 def _bm25_of(opened: Index, folder: Path, language: str) -> BM25:
-    """The BM25 that is kept with an index, else one made now of its collection."""
-    if (folder / BM25_FOLDER).is_dir():
-        kept = BM25.load(folder / BM25_FOLDER)
-        if kept.language == language:
-            return kept
+    """The BM25 that is kept with an index, else or where that is of another language one made now of its collection."""
+    kept = BM25.load(folder / BM25_FOLDER) if (folder / BM25_FOLDER).is_dir() else None
+    if kept is not None and language in (KEPT_LANGUAGE, kept.language):
+        return kept
+    language = language or "en"
     if opened.collection is None or not (folder / opened.collection).is_dir():
         raise IndexFolderError(f"{folder} does not know its collection, which --bm25 reads; index it again.")
+    why = "" if kept is None else f", since the index keeps it for {kept.language!r} and not for {language!r}"
     warnings.warn(
-        f"BM25 over {len(opened):,} documents is made anew for this search; `drama index --bm25` keeps it.",
+        f"BM25 over {len(opened):,} documents is made anew for this search{why}; `drama index --bm25 {language}` "
+        "keeps it.",
         stacklevel=2,
     )
     return _bm25(Collection(folder / opened.collection).documents(), language)
@@ -389,11 +389,16 @@ def _resolved(name: str, folder: Path) -> str:
 
 
 def _texts(opened: Index, folder: Path, wanted: set[str]) -> dict[str, str]:
-    """Texts of the hits, where the index knows its collection and that is still there."""
-    if opened.collection is None or not (folder / opened.collection).is_dir():
+    """Texts of the hits, where the index knows its collection and that is still there; read as far as the last one."""
+    if not wanted or opened.collection is None or not (folder / opened.collection).is_dir():
         return {}
-    documents = Collection(folder / opened.collection).documents()
-    return {document.id: document.text for document in documents if document.id in wanted}
+    texts: dict[str, str] = {}
+    for document in Collection(folder / opened.collection).documents():
+        if document.id in wanted:
+            texts[document.id] = document.text
+            if len(texts) == len(wanted):
+                break
+    return texts
 
 
 def _hit_lines(record: dict[str, Any]) -> str:

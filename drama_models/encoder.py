@@ -92,7 +92,7 @@ class Encoder:
             max_length: tokens kept of each text, its ends included; the model's own limit by default.
             precision: "fp32", "bf16" (torch, OpenVINO), "fp16" (torch), or "int8" (ONNX from safetensors); "auto" is
                 exact, so fp32.
-            sample_texts: documents that int8 is calibrated and measured on; built-in ones in twelve scripts by default.
+            sample_texts: documents that int8 is calibrated and measured on; built-in ones in eleven scripts by default.
             device: for torch, such as "cuda"; a GPU if there is one by default.
             threads: of one call of ONNX Runtime or OpenVINO; by default the environment's DRAMA_THREADS, else every
                 core.

@@ -14,7 +14,7 @@ import platform
 import re
 import shutil
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from drama_models.errors import OutputError
@@ -123,14 +123,16 @@ def may_not_write(error: Exception) -> bool:
 def inside(folder: str | Path, name: str) -> Path:
     """A path below `folder` for a name that came from input.
 
+    Links are not followed: those of the hub's cache lead out of a model's folder, and are trusted.
+
     Raises:
         ValueError: the name leads out of the folder.
+        TypeError: it is no text.
     """
-    root = Path(folder).resolve()
-    path = (root / name).resolve()
-    if not path.is_relative_to(root):
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name:
         raise ValueError(f"{name!r} leads out of {folder}; use a name inside that folder.")
-    return path
+    return Path(folder) / name
 
 
 def check_replaceable(target: Path, marks: Sequence[str] = MARKS) -> None:

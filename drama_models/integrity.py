@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from drama_models.errors import ModelFolderError
-from drama_models.folders import atomic_file, cache_folder, sha256_of_file
+from drama_models.folders import atomic_file, cache_folder, inside, sha256_of_file
 from drama_models.provenance import FILE_NAME, FILES, read_provenance
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ def check_settings(*folders: Path | None) -> None:
         ModelFolderError: one is missing or not the one that was written, or the record is damaged.
     """
     for folder in filter(None, folders):
-        for name, expected in _recorded(folder).items():
-            if not name.endswith(WEIGHT_SUFFIXES):
-                _check(folder / name, expected)
+        for path, expected in _recorded(folder).items():
+            if path.suffix not in WEIGHT_SUFFIXES:
+                _check(path, expected)
 
 
 def check_weights(folder: Path, part: Path, *, graph: str | None = None) -> None:
@@ -49,9 +49,8 @@ def check_weights(folder: Path, part: Path, *, graph: str | None = None) -> None
         ModelFolderError: a file is not the one that was written, or the record is damaged.
     """
     graphs = set() if graph is None else {part / graph, part / f"{graph}_data"}
-    for name, expected in _recorded(folder).items():
-        path = folder / name
-        wanted = path in graphs or (name.endswith(".safetensors") and path.is_relative_to(part))
+    for path, expected in _recorded(folder).items():
+        wanted = path in graphs or (path.suffix == ".safetensors" and path.is_relative_to(part))
         if wanted and path.is_file():
             _check(path, expected)
 
@@ -80,11 +79,11 @@ def _remember(note: Path, value: str) -> None:
         return  # a cache that cannot be written to makes the next start slower, no more
 
 
-def _recorded(folder: Path) -> dict[str, str]:
+def _recorded(folder: Path) -> dict[Path, str]:
     try:
         recorded = (read_provenance(folder) or {}).get(FILES, {})
-        return {str(name): str(value) for name, value in recorded.items()}
-    except (ValueError, AttributeError, RecursionError):
+        return {inside(folder, name): str(value) for name, value in recorded.items()}
+    except (AttributeError, ValueError):
         raise ModelFolderError(f"{folder / FILE_NAME} is damaged; fetch the folder again.") from None
 
 

@@ -9,10 +9,11 @@ between title and text.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drama_models.errors import ModelFolderError
+from drama_models.folders import inside
 from drama_models.model_folder import find_model_folder, read_json, read_json_value
 
 if TYPE_CHECKING:
@@ -112,9 +113,12 @@ def _part(source: Path, name: str) -> str:
         ModelFolderError: it leads out of the folder.
         TypeError: it is no text.
     """
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise ModelFolderError(f"{source} names a part outside the folder ({name!r}); it is no model folder to trust.")
+    try:
+        inside(source.parent, name)
+    except ValueError:
+        raise ModelFolderError(
+            f"{source} names a part outside the folder ({name!r}); it is no model folder to trust."
+        ) from None
     return name
 
 

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drama_models.errors import ModelFolderError
 from drama_models.folders import atomic_file, sha256_of_file, sha256_of_folder
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def write_provenance(
 
     Returns:
         The record as written.
+
+    Raises:
+        ModelFolderError: the parent's record is damaged.
     """
     record = {
         "stage": stage,
@@ -88,11 +92,20 @@ def plain_settings(recipe: object) -> dict[str, Any]:
 
 
 def read_provenance(folder: str | Path) -> dict[str, Any] | None:
-    """The record of a folder, None where it has none (a model from elsewhere)."""
+    """The record of a folder, None where it has none (a model from elsewhere).
+
+    Raises:
+        ModelFolderError: it is damaged.
+    """
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         return None
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise ModelFolderError(f"{path} is damaged; fetch or make the folder again.")
     return record
 
 

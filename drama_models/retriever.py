@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from drama_models.arguments import checked_hits
 from drama_models.errors import IndexFolderError
 from drama_models.fusion import CONSTANT, ranks, reciprocal_rank_fusion
 from drama_models.index import Index
@@ -46,7 +47,13 @@ class Retriever:
 
     @classmethod
     def of_documents(
-        cls, encoder: Encoder, documents: Iterable[Document], *, bm25: BM25 | None = None, show_progress: bool = False
+        cls,
+        encoder: Encoder,
+        documents: Iterable[Document],
+        *,
+        bm25: BM25 | None = None,
+        fusion_constant: float = CONSTANT,
+        show_progress: bool = False,
     ) -> Retriever:
         """A retriever that encodes the documents of a collection now, holds them in memory and searches exactly.
 
@@ -54,16 +61,18 @@ class Retriever:
             encoder: for queries and documents; its `dim` is the size of the vectors.
             documents: such as `Collection.documents`.
             bm25: as of the class.
+            fusion_constant: as of the class.
             show_progress: a progress bar on the terminal.
 
         Raises:
             IndexFolderError: `bm25` has a document that is not among these.
+            ValueError: two documents have one id, or one is no text.
         """
         given = list(documents)
         contents = [encoder.content_of(document) for document in given]
         index = Index(encoder.dim)
         index.add([document.id for document in given], encoder.encode_documents(contents, show_progress=show_progress))
-        return cls(encoder, index, bm25=bm25)
+        return cls(encoder, index, bm25=bm25, fusion_constant=fusion_constant)
 
     def search(self, query: str, k: int = 10, *, task: str | None = None) -> list[tuple[str, float]]:
         """Best documents for one query, best first: (document id, score).
@@ -76,7 +85,7 @@ class Retriever:
             task: names a prompt of the encoder, see `Encoder.encode_queries`.
 
         Raises:
-            ValueError: `k` below 1.
+            ValueError: `k` is no whole number of at least 1.
             PromptError: the encoder has no such task.
         """
         return self._hits([query], k, task, show_progress=False)[0]
@@ -91,8 +100,7 @@ class Retriever:
     def _hits(
         self, queries: list[str], k: int, task: str | None, *, show_progress: bool
     ) -> list[list[tuple[str, float]]]:
-        if k < 1:
-            raise ValueError(f"k={k} must be at least 1.")
+        k = checked_hits(k)
         vectors = self.encoder.encode_queries(queries, task=task, show_progress=show_progress)
         if self.bm25 is None:
             return self.index.search(vectors, k)

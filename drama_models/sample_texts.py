@@ -22,4 +22,4 @@ SAMPLE_TEXTS = [
     "emoji 🚀 and \t tabs \u200b zero width, \x00 NUL",
     "word " * 3000,
 ]
-"""Twelve scripts, the empty text, and one text beyond any maximum length."""
+"""Eleven scripts, the empty text, and one text beyond any maximum length."""

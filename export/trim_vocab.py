@@ -1,7 +1,8 @@
 """`python -m export trim-vocab`: drop the tokens that a corpus or a set of languages never needs.
 
 A multilingual vocabulary is half of a small model (47% of drama-base). Texts whose tokens are all kept get the same
-embeddings as before, which is checked on the corpus before the folder is written; how, is in `vocabulary`.
+embeddings as before, which is checked on the corpus before the folder is written; how, is in `vocabulary`. What the
+folder itself puts around a text, its prompts, tags and examples, is always kept.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from drama_models.evaluation import evaluate
 from drama_models.folders import atomic_folder, check_apart
 from drama_models.model_folder import check_llama_weights, read_json, weight_files
 from drama_models.profile import Profile
+from drama_models.prompts import examples_prefix
 from drama_models.provenance import write_provenance
 from drama_models.retriever import Retriever
 from drama_models.tokenisation import TextTokenizer
@@ -93,7 +95,7 @@ def trim_vocabulary(recipe: TrimRecipe) -> dict[str, Any]:
     tokenizer = read_json(recipe.model / "tokenizer.json")
     counts = _counts(recipe)
     used = {number for number, count in counts.items() if count >= recipe.least_count}
-    kept = kept_tokens(tokenizer, used | _named_ids(config), recipe.languages)
+    kept = kept_tokens(tokenizer, used | _named_ids(config) | _prompt_ids(recipe.model), recipe.languages)
     if kept[-1] >= config["vocab_size"]:
         raise ModelFolderError(
             f"{recipe.model / 'tokenizer.json'} has a token of number {kept[-1]} where the embedding has "
@@ -122,6 +124,18 @@ def _named_ids(config: dict[str, Any]) -> set[int]:
     values = [config.get(name) for name in ID_SETTINGS]
     numbers = {number for value in values for number in (value if isinstance(value, list) else [value])}
     return {number for number in numbers if number is not None and 0 <= number < config["vocab_size"]}
+
+
+def _prompt_ids(model: Path) -> set[int]:
+    """Tokens of whatever the folder may put around a text: every prompt, the tags of instructions, solved examples."""
+    profile = Profile.from_folder(model)
+    texts = {profile.query_prompt, profile.document_prompt, profile.title_separator, *profile.prompts.values()}
+    if profile.instruct is not None:
+        texts |= {profile.instruct.before(""), profile.instruct.end}
+        for task, examples in profile.examples.items():
+            texts.add(examples_prefix(examples, profile.prompts.get(task, profile.query_prompt), profile.instruct))
+    ids, _ = TextTokenizer(model, profile, UNCUT).encode(sorted(texts))
+    return set(np.concatenate(ids).tolist())
 
 
 def _counts(recipe: TrimRecipe) -> Counter[int]:

@@ -20,7 +20,7 @@ from drama_models.model_folder import (
     tensor_shapes,
     weight_files,
 )
-from drama_models.provenance import FILE_NAME
+from drama_models.provenance import FILE_NAME, read_provenance
 from drama_models.setting_kinds import check_llama_settings
 
 if TYPE_CHECKING:
@@ -73,10 +73,11 @@ def load_causal_model(folder: str | Path) -> Any:
     """A stock causal language model in float32, every weight of it from safetensors and finite.
 
     Raises:
-        ModelFolderError: a damaged configuration, no safetensors, a truncated file, or a weight that is missing, of
-            another shape, or not finite.
+        ModelFolderError: a damaged configuration or record, no safetensors, a truncated file, or a weight that is
+            missing, of another shape, or not finite.
     """
     folder = Path(folder)
+    read_provenance(folder)  # what is made of the model continues its record, and would miss it at the end of a run
     if _any_config(folder).model_type == "llama":
         _check_weights(folder)
     for path in weight_files(folder):

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drama_models.checkpoints import changed_settings
-from drama_models.errors import TrainingError
+from drama_models.errors import ModelFolderError, TrainingError
 from drama_models.folders import sha256_of_folder
-from drama_models.provenance import plain_settings, read_provenance
+from drama_models.provenance import FILE_NAME, plain_settings, read_provenance
 from pruning.corpus import Corpus
 from pruning.distributed import world_size
 from pruning.drop_layers import DropLayersRecipe, DropLayersSettings, drop_layers
@@ -77,6 +77,7 @@ def run(recipe: RunRecipe) -> BackboneShape:
     Raises:
         ShapeError: a target the source cannot be cut to.
         CorpusError: corpus and model do not fit.
+        ModelFolderError: a model that is not whole, or a stage's folder whose record is damaged.
         TrainingError: a stage had to stop, was made with other settings, or several processes were started.
     """
     if world_size() > 1:
@@ -134,13 +135,19 @@ def _stage(out: Path, inputs: Mapping[str, Path], recipe: object, make: Callable
         print(f"{out.name}: starts", file=sys.stderr)  # noqa: T201
         make()
         return
-    both = inputs.keys() & record["inputs"].keys()
+    try:
+        before, hashes = dict(record["recipe"]), {role: read["sha256"] for role, read in record["inputs"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ModelFolderError(
+            f"{out / FILE_NAME} does not say how the folder was made; remove {out}, or choose another out."
+        ) from None
+    both = inputs.keys() & hashes.keys()
     settings = {name: value for name, value in plain_settings(recipe).items() if name not in both}
-    was = changed_settings(record["recipe"], settings)
+    was = changed_settings(before, settings)
     if was:
         raise TrainingError(f"{out} was made with other settings ({was}); remove it, or choose another out.")
     for role in sorted(both):  # by content: another folder may have the same name, and the same folder may have moved
-        if sha256_of_folder(inputs[role]) != record["inputs"][role]["sha256"]:
+        if sha256_of_folder(inputs[role]) != hashes[role]:
             raise TrainingError(
                 f"{out} was made from another {role} than {inputs[role]}; remove it, or choose another out."
             )

@@ -5,6 +5,7 @@ ids.json                  the document of each row; null for a removed one that 
 index.faiss               all kinds but flat
 rows-00000.npy, …         vectors of flat, and those that binary and ivf_pq score again with; up to 1 GiB each, mapped
 ranges.npy                of eight-bit rows
+bm25/                     where it is kept too, with hashes of its own
 
 Reading a damaged or foreign faiss file is unsafe, so its hash is always compared. Rows are plain numbers: comparing
 theirs reads the whole file once, about a second for each GiB, and can be left out.
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from drama_models.bm25 import FOLDER as BM25_FOLDER
 from drama_models.errors import IndexFolderError
 from drama_models.folders import atomic_folder, check_replaceable, sha256_of_file
 from drama_models.index.build import read_store
@@ -30,6 +32,7 @@ from drama_models.index.stores import FAISS_FILE, FlatStore
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from drama_models.bm25 import BM25
     from drama_models.index.kinds import Kind
     from drama_models.index.stores import Store
 
@@ -51,13 +54,14 @@ class IndexFiles:
     collection: str | None
 
 
-def write_index(folder: str | Path, files: IndexFiles, alive: NDArray[Any] | None) -> None:
+def write_index(folder: str | Path, files: IndexFiles, alive: NDArray[Any] | None, *, bm25: BM25 | None = None) -> None:
     """Write an index, complete or not at all; one that was there is replaced as a whole.
 
     Args:
         folder: to make.
         files: what to write.
         alive: (rows,), False for removed ones; None where there are none.
+        bm25: of the same documents, to keep with it.
 
     Raises:
         OutputError: there is a file, or a folder that holds something else than an index.
@@ -80,6 +84,8 @@ def write_index(folder: str | Path, files: IndexFiles, alive: NDArray[Any] | Non
             "sha256": {path.name: sha256_of_file(path) for path in sorted(partial.iterdir())},
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        if bm25 is not None:
+            bm25.save(partial / BM25_FOLDER)
 
 
 def read_index(folder: str | Path, *, verify: bool = True) -> IndexFiles:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drama_models.arguments import checked_hits
 from drama_models.errors import DimensionError, IndexFolderError, IndexKindError
 from drama_models.index.build import build_store
 from drama_models.index.folder import IndexFiles, read_index, write_index
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from drama_models.bm25 import BM25
     from drama_models.encoder import Encoder
     from drama_models.index.identity import ModelIdentity
     from drama_models.index.kinds import Kind
@@ -161,14 +163,13 @@ class Index:
             the rounded vectors with the others.
 
         Raises:
-            ValueError: queries of another size, or `k` below 1.
+            ValueError: queries of another size, or `k` is no whole number of at least 1.
             IndexKindError: too few documents for a kind that learns from them.
         """
         contiguous = np.ascontiguousarray(queries, dtype=np.float32)
         if np.shape(queries) != (len(contiguous), self.dim):
             raise ValueError(f"Expected queries of shape (n, {self.dim}), found {np.shape(queries)}.")
-        if not isinstance(k, int | np.integer) or k < 1:
-            raise ValueError(f"k={k} must be a whole number of at least 1.")
+        k = checked_hits(k)
         if not len(self) or not len(contiguous):
             return [[] for _ in contiguous]
         scores, rows = self._built().search(contiguous, min(k, len(self)), self._alive())
@@ -198,8 +199,12 @@ class Index:
         other.add(self.ids, self.vectors())
         return other
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, bm25: BM25 | None = None) -> None:
         """Write the index, complete or not at all; an index that was there is replaced as a whole.
+
+        Args:
+            folder: to make.
+            bm25: of the same documents, to keep with it as `bm25`.
 
         Raises:
             IndexKindError: too few documents for a kind that learns from them.
@@ -213,7 +218,7 @@ class Index:
             model=self.model,
             collection=self.collection,
         )
-        write_index(folder, files, self._alive())
+        write_index(folder, files, self._alive(), bm25=bm25)
 
     @classmethod
     def load(cls, folder: str | Path, *, verify: bool = True) -> Index:

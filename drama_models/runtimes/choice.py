@@ -62,7 +62,7 @@ def load_runtime(
         device: for torch, such as "cuda"; the others know "cpu" only.
         threads: of one call of ONNX Runtime or OpenVINO; see `onnx_session.chosen_threads`.
         compile: for torch: let torch.compile fuse what is between matrix products.
-        sample_texts: documents that int8 is calibrated and measured on; built-in ones in twelve scripts by default.
+        sample_texts: documents that int8 is calibrated and measured on; built-in ones in eleven scripts by default.
         batch_tokens: tokens computed at a time; by default what the runtime was fastest with. A longer text is a batch
             of its own.
 
@@ -160,7 +160,8 @@ def _openvino_has_bf16_for(folder: Path) -> bool:
 def _onnx(folder: Path, profile: Profile, runtime: RuntimeName, precision: Precision, threads: int | None) -> Runtime:
     if precision in SIXTEEN_BITS:
         other = "'torch' or 'openvino'" if precision == "bf16" else "'torch'"
-        raise DeviceError(f"precision={precision!r} needs runtime={other}; runtime={runtime!r} has fp32 and int8.")
+        has = "fp32 and int8" if runtime == "onnx" else "fp32 alone"
+        raise DeviceError(f"precision={precision!r} needs runtime={other}; runtime={runtime!r} has {has}.")
     reason = why_not_from_safetensors(folder)
     if runtime == "onnx" and reason is None:
         if read_json(folder / "config.json").get("model_type") == "bert":

@@ -63,7 +63,7 @@ class LlamaShape:
             ModelFolderError: an activation or rotary scaling that is not built here.
         """
         if config.get("hidden_act", "silu") != "silu":
-            raise ModelFolderError(f"Activation {config['hidden_act']!r} cannot be exported; supported is silu.")
+            raise ModelFolderError(f"Activation {config['hidden_act']!r} is not built here; supported is silu.")
         heads = config["num_attention_heads"]
         head_dim = config.get("head_dim") or config["hidden_size"] // heads
         return cls(

@@ -73,10 +73,12 @@ class Server:
 
     async def embeddings(self, request: Request) -> JSONResponse:
         """Vectors of texts, and how many tokens were read."""
-        asked = read_embedding_request(await self._body(request), self.served.limits, self.names)
-        dim = self._dim(asked.dimensions)
-        work = self._vectors(asked.texts, query=asked.query, task=asked.task, truncate=asked.truncate, dim=dim)
-        vectors, tokens = await _unless_gone(request, work)
+        self._check_caller(request)
+        async with self.batcher.place():
+            asked = read_embedding_request(await self._body(request), self.served.limits, self.names)
+            dim = self._dim(asked.dimensions)
+            work = self._vectors(asked.texts, query=asked.query, task=asked.task, truncate=asked.truncate, dim=dim)
+            vectors, tokens = await _unless_gone(request, work)
         data = [
             {"object": "embedding", "index": number, "embedding": _encoded(row) if asked.base64 else row.tolist()}
             for number, row in enumerate(vectors)
@@ -89,10 +91,12 @@ class Server:
         index = self.served.index
         if index is None:
             raise RequestError(404, "This server has no index; start it with --index.")
-        asked = read_search_request(await self._body(request), self.served.limits, self.names)
-        work = self._vectors(asked.texts, query=True, task=asked.task, truncate=asked.truncate, dim=index.dim)
-        vectors, _ = await _unless_gone(request, work)
-        found = await asyncio.to_thread(index.search, vectors, asked.k)
+        self._check_caller(request)
+        async with self.batcher.place():
+            asked = read_search_request(await self._body(request), self.served.limits, self.names)
+            work = self._vectors(asked.texts, query=True, task=asked.task, truncate=asked.truncate, dim=index.dim)
+            vectors, _ = await _unless_gone(request, work)
+            found = await asyncio.to_thread(index.search, vectors, asked.k)
         answers = [[{"id": key, "score": score} for key, score in hits] for hits in found]
         return JSONResponse({"hits": answers[0] if asked.single else answers})
 
@@ -117,8 +121,6 @@ class Server:
 
     async def _body(self, request: Request) -> bytes:
         """What was sent, read no further than the limit."""
-        self._check_caller(request)
-        self.batcher.check_room()
         most = self.served.limits.body_bytes
         body = bytearray()
         async for part in request.stream():

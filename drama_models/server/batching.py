@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from drama_models.server.requests import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -46,46 +47,54 @@ class Batcher:
     def __init__(self, limits: Limits, *, together: bool = True) -> None:
         self._limits, self._together = limits, together
         self._waiting: deque[_Job] = deque()
-        self._inside = self._tokens = 0  # requests and tokens that wait or are computed
+        self._inside = 0  # requests that are being read, wait, or are computed
+        self._tokens = 0  # that wait or are computed
         self._filled = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._task: asyncio.Task[None] | None = None
 
     @property
     def inside(self) -> int:
-        """Requests that wait or are computed."""
+        """Requests that are being read, wait, or are computed."""
         return self._inside
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """For one request, from before its body is read until it is answered.
+
+        Raises:
+            RequestError: 429 where too much waits already, 503 where it takes too long.
+        """
+        if self._inside >= self._limits.waiting_requests or self._tokens > self._limits.waiting_tokens:
+            raise _crowded()
+        self._inside += 1
+        try:
+            async with asyncio.timeout(self._limits.timeout_s):
+                yield
+        except TimeoutError:
+            raise RequestError(503, "This took too long, the server has too much to do; try again later.") from None
+        finally:
+            self._inside -= 1
 
     async def pooled(self, encoder: Encoder, rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         """Pooled vectors of tokenised texts, (number of texts, hidden size), not cut and not normalised.
 
         Raises:
-            RequestError: 429 where too much waits already, 503 where it takes too long.
+            RequestError: 429 where too many tokens wait already.
         """
-        self.check_room(sum(map(len, rows)))
         job = _Job(encoder, rows, asyncio.get_running_loop().create_future())
-        self._inside, self._tokens = self._inside + 1, self._tokens + job.tokens
+        if self._tokens and self._tokens + job.tokens > self._limits.waiting_tokens:
+            raise _crowded()
+        self._tokens += job.tokens
         self._waiting.append(job)
         self._filled.set()
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         try:
-            await asyncio.wait_for(job.result, self._limits.timeout_s)
-        except TimeoutError:
-            raise RequestError(503, "This took too long, the server has too much to do; try again later.") from None
+            await job.result
         finally:
-            self._inside, self._tokens = self._inside - 1, self._tokens - job.tokens
+            self._tokens -= job.tokens
         return job.pooled
-
-    def check_room(self, tokens: int = 0) -> None:
-        """Refuse a request that would wait behind too many others.
-
-        Raises:
-            RequestError: 429.
-        """
-        full = self._inside >= self._limits.waiting_requests
-        if full or (self._inside and self._tokens + tokens > self._limits.waiting_tokens):
-            raise RequestError(429, "Too many requests wait already; try again soon.", code="rate_limit_exceeded")
 
     async def close(self) -> None:
         """Stop; whoever still waits gets an error."""
@@ -142,6 +151,10 @@ class Batcher:
         self._waiting.extendleft(reversed(others))
         self._waiting.extend(unfinished)
         return batch
+
+
+def _crowded() -> RequestError:
+    return RequestError(429, "Too many requests wait already; try again soon.", code="rate_limit_exceeded")
 
 
 def _compute(batch: list[tuple[_Job, tuple[int, int]]]) -> None:

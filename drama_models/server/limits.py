@@ -20,11 +20,11 @@ class Limits:
     hits: int = 1000
     """Documents that a search may ask for; 400."""
     waiting_requests: int = 512
-    """Requests that may wait or be computed at the same time; 429."""
+    """Requests that may be read, wait or be computed at the same time; 429."""
     waiting_tokens: int = 1_000_000
     """Tokens of all these together; 429."""
     timeout_s: float = 120.0
-    """From a request's arrival to its vectors; 503."""
+    """From a request's arrival, its body not yet read, to its answer; 503."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -53,7 +53,7 @@ class EmbeddingRequest:
     query: bool
     """Behind the query prompt, or as documents."""
     task: str | None
-    """Name of another prompt of the model."""
+    """Name of another prompt for queries."""
     dimensions: int | None
     base64: bool
     truncate: bool
@@ -85,16 +85,22 @@ def read_embedding_request(body: bytes, limits: Limits, served: Collection[str])
     """
     fields = _fields(body, EMBEDDING_FIELDS, served)
     task = _text(fields, "prompt_name")
-    kind = _text(fields, "input_type") or "document"
+    kind = _text(fields, "input_type") or ("document" if task is None else "query")
     if kind not in QUERY_TYPES + DOCUMENT_TYPES:
         known = ", ".join(QUERY_TYPES + DOCUMENT_TYPES)
         raise RequestError(400, f"input_type={kind!r} must be one of {known}.", param="input_type")
+    if task is not None and kind in DOCUMENT_TYPES:
+        raise RequestError(
+            400,
+            f"prompt_name={task!r} is a prompt of queries, and input_type is {kind}; leave one out.",
+            param="prompt_name",
+        )
     encoding = _text(fields, "encoding_format") or "float"
     if encoding not in FORMATS:
         raise RequestError(400, f"encoding_format={encoding!r} must be float or base64.", param="encoding_format")
     return EmbeddingRequest(
         texts=_texts(fields, "input", limits),
-        query=kind in QUERY_TYPES or task is not None,
+        query=kind in QUERY_TYPES,
         task=task,
         dimensions=_whole(fields, "dimensions"),
         base64=encoding == "base64",

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +158,22 @@ def test_ranges_of_other_documents_make_every_shard_anew(encoder: Encoder, tmp_p
     with pytest.raises(CollectionError, match="at least two documents"):
         encode_shards(encoder, DOCUMENTS[:1], tmp_path / "three", precision="int8")
     assert encode_shards(encoder, DOCUMENTS[:1], tmp_path / "three")["count"] == 1  # as the error advises
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shard_documents": 0}, "shard_documents=0 must be a whole number of at least 1"),
+        ({"shard_documents": 2.5}, "shard_documents=2.5 must be a whole number"),
+        ({"engine": "rey"}, "engine='rey' must be one of local, ray"),
+    ],
+)
+def test_settings_that_are_none_are_refused_before_a_folder_is_made(
+    encoder: Encoder, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode_shards(encoder, DOCUMENTS, tmp_path / "vectors", **settings)
+    assert not (tmp_path / "vectors").exists()
 
 
 def test_without_a_terminal_lines_say_how_long_is_left(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drama_models import Collection, Encoder, Index, evaluate
+from drama_models import BM25, Collection, Encoder, Index, evaluate
 from drama_models.bulk import read_shards
 from drama_models.cli import main
 from drama_models.errors import OutputError
@@ -44,6 +45,19 @@ def test_search_shows_ids_scores_and_texts(my_index: Path, capsys: pytest.Captur
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
     assert hits[0]["id"] in lines[0]
+
+
+def test_texts_of_hits_are_read_no_further_than_the_last_of_them(
+    release_folder: Path, collection_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collection, index = shutil.copytree(collection_folder, tmp_path / "collection"), str(tmp_path / "my.index")
+    assert main(["index", str(collection), index, "--model", str(release_folder)]) == 0
+    with (collection / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        file.write("behind them all\n")
+    capsys.readouterr()
+    assert main(["search", index, "digest of a file", "--json"]) == 0
+    texts = {document.id: document.text for document in Collection(collection_folder).documents()}
+    assert {hit["id"]: hit["text"] for hit in json.loads(capsys.readouterr().out)}.items() <= texts.items()
 
 
 def test_encode_then_index_equals_index_from_the_collection(
@@ -155,6 +169,45 @@ def test_bm25_is_kept_with_the_index(
         shutil.rmtree(tmp_path / "my.index" / "bm25", ignore_errors=True)
     assert answers[0][0] == answers[1][0]
     assert [anew for _, anew in answers] == [False, True]
+
+
+def test_bm25_is_searched_in_the_language_it_is_kept_for(
+    my_index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, alone = shutil.copytree(my_index, tmp_path / "my.index"), "漢字"
+    opened = Index.load(index)
+    opened.model = opened.model and opened.model.renamed(lambda name: str((my_index / name).resolve()))
+    opened.collection = str((my_index / str(opened.collection)).resolve())
+    opened.save(index, bm25=BM25([("d5", alone)], language="zh"))
+    found = {}
+    for words in ([], ["zh"], ["fr"]):
+        assert main(["search", str(index), alone, "--json", "--bm25", *words]) == 0
+        printed = capsys.readouterr()
+        found["".join(words)] = (json.loads(printed.out)[0]["id"], printed.err)
+    assert found[""] == found["zh"] == ("d5", "")
+    assert "made anew for this search, since the index keeps it for 'zh' and not for 'fr'" in found["fr"][1]
+
+
+def test_where_bm25_finds_no_room_the_old_index_stands_with_its_own(
+    my_index: Path,
+    release_folder: Path,
+    collection_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    index = shutil.copytree(my_index, tmp_path / "my.index")
+    BM25([("d0", "of before")]).save(index / "bm25")
+    before = sha256_of_folder(index)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(BM25, "save", full)
+    words = ["index", str(collection_folder), str(index), "--model", str(release_folder), "--dim", "16", "--bm25"]
+    assert main(words) == 2
+    assert "no room left" in capsys.readouterr().err
+    assert sha256_of_folder(index) == before
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,8 @@ def test_auto_takes_a_graph_file_where_there_are_no_weights_and_torch_where_it_m
 def test_a_precision_that_a_runtime_lacks_is_refused_with_those_it_has(release_folder: Path) -> None:
     refusals: list[tuple[choice.RuntimeName, choice.Precision, str]] = [
         ("torch", "int8", "auto, fp32, bf16, fp16"),
-        ("onnx", "bf16", "needs runtime='torch'"),
+        ("onnx", "bf16", "needs runtime='torch' or 'openvino'; runtime='onnx' has fp32 and int8"),
+        ("onnx-file", "fp16", "needs runtime='torch'; runtime='onnx-file' has fp32 alone"),
         ("onnx-file", "int8", "runtime='onnx'"),
     ]
     for runtime, precision, message in refusals:

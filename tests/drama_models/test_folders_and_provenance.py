@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from drama_models.errors import OutputError
+from drama_models.errors import ModelFolderError, OutputError
 from drama_models.folders import atomic_file, atomic_folder, inside, sha256_of_file, sha256_of_folder
 from drama_models.progress import ProgressLog, format_seconds
 from drama_models.provenance import chain, read_provenance, write_provenance
@@ -194,8 +194,8 @@ def test_hashes_follow_content_and_names(tmp_path: Path) -> None:
 
 
 def test_names_from_input_stay_inside(tmp_path: Path) -> None:
-    assert inside(tmp_path, "a/b") == tmp_path.resolve() / "a" / "b"
-    for name in ("../x", "/etc/passwd", "a/../../x"):
+    assert inside(tmp_path, "a/b..c") == tmp_path / "a" / "b..c"
+    for name in ("../x", "/etc/passwd", "a/../../x", "..\\x", "x\0"):
         with pytest.raises(ValueError, match="leads out of"):
             inside(tmp_path, name)
 
@@ -231,6 +231,13 @@ def test_provenance_chains_back_to_the_source(tmp_path: Path) -> None:
     assert stored["parent"]["figures"] == {"loss": 1.5}
     assert stored["parent"]["inputs"]["model"] == {"name": "source", "sha256": sha256_of_folder(source)}
     assert {"python", "torch", "transformers"} <= set(stored["versions"])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", "[" * 100_000, '{"figures": ' + "1" * 5_000 + "}"])
+def test_a_damaged_record_is_one_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "provenance.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ModelFolderError, match=r"provenance\.json is damaged"):
+        read_provenance(tmp_path)
 
 
 def test_progress_is_one_line_for_people_and_one_for_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

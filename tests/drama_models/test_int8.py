@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from drama_models.runtimes.byte_products import quantised_rows, signed_bytes_are
 from drama_models.runtimes.int8_conversion import Conversion
 from drama_models.runtimes.llama_runtime import LlamaEncoder, read_llama
 from drama_models.runtimes.mapped_weights import MappedWeights
+from drama_models.sample_texts import SAMPLE_TEXTS
 from tests.conftest import TEXTS, make_llama
 from tests.drama_models.test_llama_runtime import profile_of, random_texts
 
@@ -183,6 +185,11 @@ def test_a_text_does_not_depend_on_its_batch_mates_in_int8_either(moderate: Path
     encoder = conversion.encoder(tensors)
     alone = np.concatenate([encoder.embed([text], "mean") for text in random_texts()])
     np.testing.assert_allclose(encoder.embed(random_texts(), "mean"), alone, atol=1e-5)
+
+
+def test_the_texts_that_int8_is_measured_on_are_in_eleven_scripts() -> None:
+    letters = {letter for text in SAMPLE_TEXTS for letter in text if letter.isalpha()}
+    assert len({unicodedata.name(letter).split()[0] for letter in letters}) == 11
 
 
 def test_encoder_converts_once_and_says_what_it_measured(moderate: Path, cache: Path) -> None:

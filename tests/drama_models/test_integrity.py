@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -64,6 +65,14 @@ def test_a_lost_file_and_a_damaged_record_are_said(release: Path) -> None:
     (release / "provenance.json").write_text('{"files": 3}')
     with pytest.raises(ModelFolderError, match=r"provenance\.json is damaged"):
         Encoder.from_pretrained(release)
+
+
+def test_a_record_names_nothing_outside_its_folder(release: Path) -> None:
+    (release.parent / "secret.json").write_text("{}", encoding="utf-8")
+    for name in ("../secret.json", str(release.parent / "secret.json")):
+        (release / "provenance.json").write_text(json.dumps({"files": {name: "0"}}), encoding="utf-8")
+        with pytest.raises(ModelFolderError, match=r"provenance\.json is damaged"):
+            Encoder.from_pretrained(release)
 
 
 def test_the_record_lists_every_model_file_with_its_hash(release_folder: Path) -> None:

@@ -114,6 +114,8 @@ def test_command_takes_a_folder_as_a_task(
     assert set(figures["graded"]) == {"main_score", "ndcg@10", "recall@100", "mrr@10", "map"}
     assert main(["evaluate", str(release_folder)]) == 2
     assert "--mteb" in capsys.readouterr().err
+    assert main(["evaluate", str(release_folder), str(graded), "--mteb", str(graded)]) == 2
+    assert "--mteb takes no BEIR folder beside it; leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

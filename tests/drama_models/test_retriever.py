@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from drama_models import BM25, Collection, Encoder, Index, Retriever
@@ -59,8 +61,18 @@ def test_a_run_equals_the_searches_one_by_one(encoder: Encoder, index: Index) ->
     for query, question in questions.items():
         assert list(run[query]) == [document for document, _ in retriever.search(question, k=5)]
         assert list(run[query].values()) == pytest.approx([score for _, score in retriever.search(question, k=5)])
-    with pytest.raises(ValueError, match="k=0 must be at least 1"):
-        retriever.search(QUESTION, k=0)
+
+
+@pytest.mark.parametrize("k", [0, 2.5, True, "3", None])
+def test_a_number_of_hits_that_is_none_is_refused_before_anything_is_encoded(
+    encoder: Encoder, index: Index, k: Any
+) -> None:
+    bm25 = BM25(zip(IDS, TEXTS, strict=True))
+    for search in (Retriever(encoder, index).search, Retriever(encoder, index, bm25=bm25).search, bm25.search):
+        with pytest.raises(ValueError, match=f"k={k!r} must be a whole number of at least 1"):
+            search(QUESTION, k)
+    with pytest.raises(ValueError, match=f"k={k!r} must be a whole number of at least 1"):
+        index.search(np.ones((1, 48), dtype=np.float32), k)
 
 
 def test_documents_of_a_collection_are_read_with_the_models_separator(
@@ -74,6 +86,19 @@ def test_documents_of_a_collection_are_read_with_the_models_separator(
     assert run["q"] == pytest.approx(
         dict(zip((row.id for row in documents), scores[0].tolist(), strict=True)), abs=1e-5
     )
+
+
+def test_a_collection_in_memory_is_fused_with_the_constant_that_is_given(
+    encoder: Encoder, collection_folder: Path
+) -> None:
+    documents = list(Collection(collection_folder).documents())
+    bm25 = BM25((document.id, document.content) for document in documents)
+    ours = Retriever.of_documents(encoder, documents, bm25=bm25, fusion_constant=10)
+    index = Index(48)
+    index.add([row.id for row in documents], encoder.encode_documents([encoder.content_of(row) for row in documents]))
+    assert ours.search(QUESTION) == Retriever(encoder, index, bm25=bm25, fusion_constant=10).search(QUESTION)
+    with pytest.raises(ValueError, match="'d0' is in the index already"):
+        Retriever.of_documents(encoder, [documents[0], documents[0]])
 
 
 def test_bm25_over_other_documents_is_refused(encoder: Encoder, index: Index) -> None:

@@ -143,6 +143,24 @@ def test_a_collection_is_counted_and_measured_as_the_model_reads_it(
     assert figures["ndcg@10_before"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_what_the_folder_puts_around_a_query_is_kept_whatever_its_script(
+    retriever_folder: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(retriever_folder, tmp_path / "model"))
+    (model / "provenance.json").unlink()
+    named = model / "config_sentence_transformers.json"
+    tags = {"instruction": "Sort ", "query": " tables ", "response": " points "}
+    prompts = read_json(named)["prompts"] | {"topics": "Compute the digest: "}
+    named.write_text(json.dumps(read_json(named) | {"prompts": prompts, "instruct_format": tags}), encoding="utf-8")
+    solved = {"topics": [{"query": "column", "response": "Average the numbers", "instruct": "Read a date"}]}
+    (model / "examples.json").write_text(json.dumps(solved), encoding="utf-8")
+    trim_vocabulary(TrimRecipe(model=model, out=tmp_path / "small", languages=("ru",)))
+    before, after = (Encoder.from_pretrained(folder, runtime="torch") for folder in (model, tmp_path / "small"))
+    for task in (None, "topics"):
+        expected, found = (encoder.encode_queries(["привет, мир"], task=task) for encoder in (before, after))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from drama_models.checkpoints import checkpoint_folder, checkpoints
-from drama_models.errors import TrainingError
+from drama_models.errors import ModelFolderError, TrainingError
 from drama_models.provenance import chain, read_provenance
 from drama_models.recipe import load_recipe, run_command
 from pruning.__main__ import COMMANDS
@@ -136,6 +136,35 @@ def test_recovery_goes_on_with_the_shares_of_mask_learning(
     (first, *_) = backbone["figures"]["proportion_updates"]
     shares, losses = list(updates[-1]["proportions"].values()), list(first["losses"].values())
     assert list(first["proportions"].values()) == pytest.approx(updated_proportions(shares, losses, [9.0, 0.1]))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"stage": "pruning.expand_kv_heads"}', '{"recipe": 1, "inputs": {}}'])
+def test_a_stage_whose_record_is_damaged_is_said(
+    content: str, llama_folder: Path, corpus_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    (out / "expanded").mkdir(parents=True)
+    (out / "expanded" / "provenance.json").write_text(content, encoding="utf-8")
+    recipe = load_recipe(
+        RunRecipe, write_recipe(tmp_path / "run.yaml"), model=llama_folder, corpus=corpus_folder, out=out
+    )
+    with pytest.raises(ModelFolderError, match=r"expanded/provenance\.json (is damaged|does not say how)"):
+        run(recipe)
+
+
+@pytest.mark.parametrize("stage", ["learn-masks", "recover"])
+def test_a_damaged_record_of_the_model_is_said_before_a_step(
+    stage: str, llama_folder: Path, corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = shutil.copytree(llama_folder, tmp_path / "model"), tmp_path / "made"
+    (model / "provenance.json").write_text("{", encoding="utf-8")
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(FEW), encoding="utf-8")
+    words = [stage, str(tmp_path / "few.yaml"), f"--model={model}", f"--corpus={corpus_folder}", f"--out={out}"]
+    target = ["--target.num_layers=2"] if stage == "learn-masks" else []
+    assert run_command("pruning", COMMANDS, [*words, *target]) == 2
+    printed = capsys.readouterr().err
+    assert "model/provenance.json is damaged" in printed
+    assert "step 1/" not in printed
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,8 @@ def ask(encoder: Sums, jobs: list[Rows], limits: Limits | None = None, *, togeth
 
         async def one(number: int, job: Rows) -> Any:
             try:
-                return (await batcher.pooled(encoder, job)).ravel().tolist()  # type: ignore[arg-type]
+                async with batcher.place():
+                    return (await batcher.pooled(encoder, job)).ravel().tolist()  # type: ignore[arg-type]
             finally:
                 ended.append(number)
 
@@ -119,11 +120,12 @@ def test_who_waits_too_long_is_told_and_not_computed() -> None:
 
     async def run() -> None:
         batcher = Batcher(Limits(timeout_s=0.05))
-        first, second = await asyncio.gather(
-            *(batcher.pooled(encoder, rows(*range(number))) for number in (3, 4)),  # type: ignore[arg-type]
-            return_exceptions=True,
-        )
-        for error in (first, second):
+
+        async def one(number: int) -> None:
+            async with batcher.place():
+                await batcher.pooled(encoder, rows(*range(number)))  # type: ignore[arg-type]
+
+        for error in await asyncio.gather(one(3), one(4), return_exceptions=True):
             assert isinstance(error, RequestError)
             assert error.status == 503
         encoder.go.set()

@@ -25,6 +25,7 @@ from openai import BadRequestError, NotFoundError, OpenAI, UnprocessableEntityEr
 from drama_models import Encoder, Index, Retriever
 from drama_models.cli import main
 from drama_models.server.app import Served, make_app
+from drama_models.server.limits import Limits
 from drama_models.server.run import listen
 from tests.conftest import TEXTS
 
@@ -145,6 +146,12 @@ def test_openais_client_raises_its_own_errors(client: OpenAI) -> None:
         ("v1/embeddings", {"input": "a", "dimensions": 1.5}, 400, "whole number"),
         ("v1/embeddings", {"input": "a", "encoding_format": "int8"}, 400, "float or base64"),
         ("v1/embeddings", {"input": "a", "input_type": "clustering"}, 400, "must be one of query"),
+        (
+            "v1/embeddings",
+            {"input": "a", "prompt_name": "query", "input_type": "passage"},
+            400,
+            "and input_type is passage",
+        ),
         ("v1/embeddings", {"input": "a", "prompt_name": "nope"}, 422, "prompt_name='nope' is not among"),
         ("v1/embeddings", {"input": "a", "model": 3}, 400, "`model` must be text"),
         ("v1/embeddings", {"input": "a", "\ud800": 3}, 400, "There is no field"),
@@ -238,6 +245,39 @@ def test_for_a_caller_who_hangs_up_no_more_is_computed(
     assert len(computed) == int(whole)  # the batch that had begun, of many
     assert sum(computed) < len(texts)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("held_up", ["body", "tokenise", "search"])
+def test_a_request_has_its_place_and_its_time_wherever_it_is(
+    held_up: str, encoder: Encoder, index_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, going_on = Index.load(index_folder), threading.Event()
+    if held_up != "body":
+        monkeypatch.setattr(encoder if held_up == "tokenise" else index, held_up, lambda *_, **__: going_on.wait(60))
+    served = Served(encoder=encoder, name="release", index=index, limits=Limits(waiting_requests=1, timeout_s=0.2))
+    headers = [(b"content-type", b"application/json"), (b"host", b"localhost")]
+    scope = {"type": "http", "method": "POST", "path": "/search", "headers": headers, "query_string": b""}
+
+    async def ask(app: Any) -> int:
+        messages, statuses = asyncio.Queue[dict[str, Any]](), list[int]()
+        body = {"type": "http.request", "body": b'{"query": "a"}', "more_body": held_up == "body"}
+        messages.put_nowait(body)
+
+        async def send(message: Any) -> None:
+            statuses.append(message.get("status", 0))
+
+        await app(scope, messages.get, send)
+        return statuses[0]
+
+    async def run() -> tuple[int, int]:
+        app = make_app(served)
+        async with app.router.lifespan_context(app):
+            first, second = await asyncio.gather(ask(app), ask(app))
+            assert app.state.server.batcher.inside == 0
+            going_on.set()
+            return first, second
+
+    assert asyncio.run(run()) == (503, 429)
 
 
 def test_told_to_end_it_answers_what_has_begun(release_folder: Path) -> None:
