@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from drama_models.errors import ModelFolderError
 from drama_models.integrity import known_sha256
-from drama_models.setting_kinds import check_kinds, check_llama_settings, without_nulls
+from drama_models.setting_kinds import SENTENCE_SETTINGS, check_kinds, check_llama_settings, without_nulls
 
 FETCHED = ("*.json", "*.safetensors", "onnx/*", "tokenizer*", "*vocab.txt")  # * also matches subfolders
 REFUSED = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
@@ -98,6 +98,17 @@ def read_json_value(path: Path) -> Any:
         raise ModelFolderError(f"{path} cannot be read ({error.strerror}); check it and its permissions.") from None
     except (ValueError, RecursionError) as error:  # a number of a thousand digits, a thousand brackets
         raise ModelFolderError(f"{path} is not valid JSON ({error}); fetch the folder again.") from None
+
+
+def sentence_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file of sentence-transformers' Transformer, under its present or an older name, and its settings.
+
+    Raises:
+        ModelFolderError: the file is damaged.
+    """
+    paths = [folder / name for name in SENTENCE_SETTINGS]
+    path = next((path for path in paths if path.is_file()), paths[0])
+    return path, read_json(path) if path.is_file() else {}
 
 
 def weight_files(folder: Path) -> list[Path]:

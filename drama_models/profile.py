@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from drama_models.errors import AttentionDirectionError, ModelFolderError, PromptError
 from drama_models.layout import PAIRED_SEPARATOR, EncoderLayout, find_layouts
-from drama_models.model_folder import read_json
+from drama_models.model_folder import read_json, sentence_settings
 from drama_models.prompts import IN_CONTEXT, INSTRUCTED, InContextExample, InstructFormat, read_format
 from drama_models.setting_kinds import SIZE
 
@@ -28,7 +28,7 @@ DRAMA_CLASS = "DramaModel"
 DRAMA_QUERY_PROMPT = "Query: "
 DRAMA_MAX_LENGTH = 8192
 INSTRUCTED_MAX_LENGTH = 512  # of bge-en-icl and bge-multilingual-gemma2, whose folders announce more or nothing
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # names that sentence-transformers tries, in this order
+QUERY, DOCUMENT = "query", "document"  # names of the prompts that each side gets where none is asked for
 EXAMPLES = "examples.json"
 DECODERS = (
     "bloom", "cohere", "cohere2", "falcon", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2", "gpt_neox",
@@ -83,8 +83,6 @@ class Profile:
     """Between title and text of a document."""
     most_tokens: int | None = None
     """Longest text that there are position embeddings for; None where positions are computed, as rotary ones are."""
-    default_task: str = "query"
-    """Name of the prompt that queries get where none is asked for."""
     default_dim: int | None = None
     """Coordinates kept where no number is asked for; None where that is all of them."""
 
@@ -110,15 +108,15 @@ class Profile:
         drama = is_drama(config)
         stored = _optional(layout.root / "config_sentence_transformers.json")
         prompts = {name: prompt or "" for name, prompt in (stored.get("prompts") or {}).items()}
-        default_task = "query" if "query" in prompts else stored.get("default_prompt_name") or "query"
         instruct = _instruct_format(folder, stored)
-        document_task = next((name for name in DOCUMENT_PROMPTS if name in prompts), stored.get("default_prompt_name"))
         return cls(
             hidden_size=_hidden_size(config, folder),
             bidirectional=attention_is_bidirectional(config, folder),
             pooling=_pooling(layout),
-            query_prompt=prompts.get(default_task, DRAMA_QUERY_PROMPT if drama else ""),
-            document_prompt=prompts.get(document_task or "", ""),
+            # as encode_query and encode_document of sentence-transformers, which find both names in every model, so
+            # that neither `passage` nor the default prompt's name is ever their fallback
+            query_prompt=prompts.get(QUERY, DRAMA_QUERY_PROMPT if drama else ""),
+            document_prompt=prompts.get(DOCUMENT, ""),
             set_ends=drama or instruct is not None or tokenizer.get("add_eos_token") is True,
             max_length=_max_length(folder, config, limit=_family_limit(drama=drama, instructed=instruct is not None)),
             normalise=layout.normalise or instruct is not None,  # bge-en-icl lists no Normalize, yet compares cosines
@@ -128,7 +126,6 @@ class Profile:
             examples=_examples(layout.root / EXAMPLES, instruct),
             title_separator=stored.get("title_separator", _title_separator(layout, tokenizer)),
             most_tokens=most_tokens(config),
-            default_task=default_task,
             default_dim=stored.get("truncate_dim"),
         )
 
@@ -173,6 +170,8 @@ def _pooling(layout: EncoderLayout) -> Pooling:
         return layout.pooling
     config = read_json(layout.pooling)
     wanted = config.get("pooling_mode") or [key for key in config if key.startswith("pooling_mode_") and config[key]]
+    if not any(key.startswith("pooling_mode") for key in config):
+        wanted = POOLING_MODES["mean"]  # as sentence-transformers takes it
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     if len(names) != 1 or names[0] not in POOLINGS:
         raise ModelFolderError(f"{layout.pooling} asks for pooling {names}; supported are {', '.join(POOLINGS)}.")
@@ -228,10 +227,22 @@ def _positions(config: dict[str, Any]) -> int | None:
 
 
 def _max_length(folder: Path, config: dict[str, Any], *, limit: int | None) -> int:
-    """Smallest limit that the folder's files set; one that leaves no room between the two ends of a text is refused."""
+    """The limit that sentence-transformers' settings set, else the tokenizer's, within the model's positions.
+
+    Raises:
+        ModelFolderError: it leaves no room between the two ends of a text, or is set where it is not read.
+    """
+    path, settings = sentence_settings(folder)
+    if settings.get("processing_kwargs"):
+        raise ModelFolderError(
+            f"{path} sets processing_kwargs, which are not read here; set max_seq_length instead, or use "
+            "sentence-transformers for this model."
+        )
+    arguments = settings.get("processor_kwargs") or settings.get("tokenizer_args") or {}
+    own = arguments.get("model_max_length") or settings.get("max_seq_length")
     limits = {
-        "sentence_bert_config.json": _optional(folder / "sentence_bert_config.json").get("max_seq_length"),
-        "tokenizer_config.json": _optional(folder / "tokenizer_config.json").get("model_max_length"),
+        path.name: own,
+        "tokenizer_config.json": own or _optional(folder / "tokenizer_config.json").get("model_max_length"),
         "config.json": _positions(config),
     }
     name, least = min(

@@ -226,7 +226,7 @@ def choose_examples(
         PromptError: a malformed example, or any for a model that was not trained with examples.
     """
     if examples is None:
-        return profile.examples.get(task or profile.default_task, ())
+        return profile.examples.get(task or "query", ())
     chosen = tuple(InContextExample.of(example, position) for position, example in enumerate(examples))
     if chosen and (profile.instruct is None or profile.instruct.response is None):
         raise PromptError("This model was not trained with examples in front of a query; leave out examples=.")

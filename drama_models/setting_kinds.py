@@ -89,15 +89,24 @@ KINDS: dict[str, dict[str, Kind]] = {
     },
     "tokenizer_config.json": {
         "model_max_length": LENGTH, "add_bos_token": FLAG, "add_eos_token": FLAG,
-        "bos_token": TOKEN, "eos_token": TOKEN, "unk_token": TOKEN, "pad_token": TOKEN,
+        "bos_token": TOKEN, "eos_token": TOKEN, "unk_token": TOKEN, "pad_token": TOKEN, "truncation_side": TEXT,
     },
-    "sentence_bert_config.json": {"max_seq_length": LENGTH, "do_lower_case": FLAG},
     "config_sentence_transformers.json": {
         "prompts": NAMED_TEXTS, "default_prompt_name": TEXT, "title_separator": TEXT, "truncate_dim": SIZE,
     },
     "model.safetensors.index.json": {"weight_map": NAMED_TEXTS},
 }  # fmt: skip
 """File name to setting to kind."""
+SENTENCE_SETTINGS = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Names under which sentence-transformers looks for the settings of its Transformer, the first that is there counts."""
+TRANSFORMER_KINDS = {
+    "max_seq_length": LENGTH, "do_lower_case": FLAG, "tokenizer_args": MAPPING, "processor_kwargs": MAPPING,
+    "processing_kwargs": MAPPING,
+}  # fmt: skip
+KINDS |= dict.fromkeys(SENTENCE_SETTINGS, TRANSFORMER_KINDS)
 NEVER_NULL = ("hidden_act", "rms_norm_eps", "layer_norm_eps", "rope_theta")  # they have a default where they are absent
 LLAMA_KINDS = {
     "intermediate_size": SIZE,

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, normalizers
 from tokenizers.processors import TemplateProcessing
 
 from drama_models.errors import LengthError, ModelFolderError, TextError
-from drama_models.model_folder import read_json, tokenizer_file
+from drama_models.model_folder import read_json, sentence_settings, tokenizer_file
 from drama_models.surrogates import storable
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class TextTokenizer:
     def __init__(self, folder: Path, profile: Profile, max_length: int) -> None:
         self._tokenizer = load_tokenizer(folder, set_ends=profile.set_ends)
         max_length = checked_length(max_length, self._tokenizer.num_special_tokens_to_add(is_pair=False))
-        self._tokenizer.enable_truncation(max_length)
+        self._cuts_starts = cuts_starts(folder)
+        self._tokenizer.enable_truncation(max_length, direction="left" if self._cuts_starts else "right")
         self.max_length = max_length
         vocabulary = self._tokenizer.get_vocab()
         config = folder / "config.json"
@@ -68,15 +69,24 @@ class TextTokenizer:
         Returns:
             One array of ids for each text, int64, (T,), and the number of texts that were cut.
         """
+        if self._cuts_starts:
+            whole = self._tokenizer.encode_batch_fast([prompt + text for text in texts])
+            encodings = dict(enumerate(whole))
+        else:
+            encodings = self._encode_as_far_as_kept(texts, prompt)
+        cut = sum(bool(encoding.overflowing) for encoding in encodings.values())
+        rows = (encodings[position].ids for position in range(len(texts)))
+        return [np.array(row, dtype=np.int64) for row in rows], cut
+
+    def _encode_as_far_as_kept(self, texts: Sequence[str], prompt: str) -> dict[int, Encoding]:
+        """Encodings by position, of no more of each text than it takes to fill the kept tokens."""
         prepared = [prompt + text[: self._max_characters] for text in texts]
         encodings = self._encode_starts(prepared)
         remaining = [position for position in range(len(prepared)) if position not in encodings]
         found = self._tokenizer.encode_batch_fast([prepared[position] for position in remaining])
         encodings |= zip(remaining, found, strict=True)
         self._read_on(texts, prompt, encodings)
-        cut = sum(bool(encoding.overflowing) for encoding in encodings.values())
-        rows = (encodings[position].ids for position in range(len(prepared)))
-        return [np.array(row, dtype=np.int64) for row in rows], cut
+        return encodings
 
     def check(self, ids: Sequence[NDArray[np.int64]]) -> None:
         """Refuse tokens that the model's embedding has no row for; runtimes would fail each in its own way.
@@ -119,8 +129,14 @@ class TextTokenizer:
             encodings |= zip(unfilled, found, strict=True)
 
 
+def cuts_starts(folder: Path) -> bool:
+    """Whether a folder's tokenizer keeps the end of a text that is too long, `truncation_side: left`."""
+    path = folder / CONFIG
+    return path.is_file() and read_json(path).get("truncation_side") == "left"
+
+
 def load_tokenizer(folder: Path, *, set_ends: bool) -> Tokenizer:
-    """A folder's tokenizer, without padding and truncation; in lower case where sentence_bert_config.json says so.
+    """A folder's tokenizer, without padding and truncation; in lower case where sentence-transformers' settings say so.
 
     Args:
         folder: with `tokenizer.json`, or the `vocab.txt` of an older BERT.
@@ -137,8 +153,7 @@ def load_tokenizer(folder: Path, *, set_ends: bool) -> Tokenizer:
         raise
     except BaseException as error:  # the Rust library raises bare Exception, and its panics are no Exception at all
         raise ModelFolderError(f"{path} is not a tokenizer file ({error}); fetch it again.") from None
-    lowered = folder / "sentence_bert_config.json"
-    if lowered.is_file() and read_json(lowered).get("do_lower_case"):
+    if sentence_settings(folder)[1].get("do_lower_case"):
         _lower_texts(tokenizer)
     if set_ends:
         keys = ["eos_token"] if settings.get("add_bos_token") is False else ["bos_token", "eos_token"]

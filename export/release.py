@@ -23,6 +23,7 @@ from drama_models.profile import EXAMPLES, Profile
 from drama_models.provenance import write_provenance
 from drama_models.runtimes.bert_shape import BertShape, check_bert_weights, stock_name
 from drama_models.sample_texts import SAMPLE_TEXTS
+from drama_models.tokenisation import cuts_starts
 from export.card import CARD_FILE, asks_for_llama, write_card
 from export.int8_onnx import write_int8_onnx
 from export.release_settings import write_settings
@@ -138,6 +139,11 @@ def write_release(
     if config.get("model_type") == BERT and "int8" in recipe.onnx:
         raise PrecisionError(f"{source} is a BERT, whose graphs are not made in eight bits; leave int8 out of --onnx.")
     profile = _release_profile(source, recipe)
+    if cuts_starts(backbone):
+        raise ModelFolderError(
+            f"{source} keeps the ends of texts that are too long (truncation_side in tokenizer_config.json), and "
+            "clients of graphs keep their starts; set it to right if the model may read them so."
+        )
     with atomic_folder(recipe.out) as partial, _named(partial, recipe.out):
         _write_weights(backbone, partial, names)
         write_settings(backbone, config, profile, partial)

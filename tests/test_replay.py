@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,18 @@ def test_replay_reports_a_case_that_differs(tmp_path: Path, capsys: pytest.Captu
     assert "113265409" in printed
     assert "not covered: unheard_of" in printed
     assert printed.splitlines()[-1] == "3 passed, 1 failed"
+
+
+def test_a_gate_that_nothing_cuts_and_a_start_sparsity_are_replayed(tmp_path: Path) -> None:
+    data = json.loads((FIXTURES[0].parent / "pruning_optimizer.json").read_text(encoding="utf-8"))
+    (case,) = data["cases"]
+    case["config"]["target"]["layers"] = case["config"]["layers"]
+    case["start_sparsity"] = 0.1
+    first = case["history"][0]
+    case["history"] = [first]  # multipliers start at 0: no loss, logits stay
+    assert max(first["expected"].values()) < case["start_sparsity"]
+    first["target"] = dict.fromkeys(first["target"], case["start_sparsity"])
+    for name in first["lambdas_after"]:  # Adam's first step is the sign of the gradient: of the gap, and of its square
+        first["lambdas_after"][name] = -1.0 if name.startswith("lambda_1") else 1.0
+    (tmp_path / "pruning_optimizer.json").write_text(json.dumps(data), encoding="utf-8")
+    assert [difference for _, difference in replay.replay(tmp_path / "pruning_optimizer.json")] == [None]

@@ -18,7 +18,7 @@ from drama_models import checkpoints
 from drama_models.errors import TrainingError
 from drama_models.folders import atomic_folder
 from drama_models.model_folder import read_json
-from drama_models.profile import DOCUMENT_PROMPTS, EXAMPLES
+from drama_models.profile import DOCUMENT, EXAMPLES
 from drama_models.provenance import read_provenance, write_provenance
 from training.data.datasets import open_datasets
 from training.data.sampling import BatchPlan
@@ -169,7 +169,7 @@ def build(recipe: TrainRecipe) -> SentenceTransformer:
     for backbone in backbones(model):
         backbone.config.matryoshka_dimensions = sorted(dims, reverse=True)
     if settings:  # what precedes a query depends on its task: one of the datasets, or another in words
-        told = [row for row in recipe.datasets if row.instruction and row.name not in DOCUMENT_PROMPTS]
+        told = [row for row in recipe.datasets if row.instruction and row.name != DOCUMENT]
         model.prompts = {**recipe.encoder.prompts}
         model.prompts |= {row.name: settings.tags.before(row.instruction) for row in told}
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from transformers import AutoConfig, AutoModel
 
+from drama_models import Encoder
 from drama_models.attention import sees_later_tokens
 from drama_models.errors import AttentionDirectionError, ModelFolderError
 from drama_models.profile import DECODERS, Profile
@@ -66,3 +68,28 @@ def test_a_folder_without_a_hidden_size_is_named(tmp_path: Path, kind: str, key:
     (folder / "config.json").write_text(json.dumps({name: config[name] for name in config if name != key}))
     with pytest.raises(ModelFolderError, match=rf"no whole number `hidden_size`.* unless this {kind} is of a family"):
         Profile.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default"),
+    [
+        ({"query": "Question: "}, None),
+        ({"query": "Question: "}, "query"),
+        ({"query": "Question: ", "passage": "Text: "}, None),
+        ({"clustering": "Topic: "}, "clustering"),
+        ({"query": "Question: ", "document": "Text: "}, "query"),
+        ({}, None),
+    ],
+)
+def test_prompts_are_those_of_encode_query_and_encode_document(
+    tmp_path: Path, prompts: dict[str, str], default: str | None
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = Path(shutil.copytree("demo/nano", tmp_path / "nano"))
+    stored = {"prompts": prompts, "default_prompt_name": default}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(stored), encoding="utf-8")
+    stock, encoder = SentenceTransformer(str(folder), device="cpu"), Encoder.from_pretrained(folder, verify=False)
+    texts = ["sort a list"]
+    np.testing.assert_allclose(encoder.encode_queries(texts), stock.encode_query(texts), atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_documents(texts), stock.encode_document(texts), atol=1e-5)

@@ -212,7 +212,7 @@ def test_examples_and_prompts_of_the_folder_serve_their_task(icl: Path, tmp_path
     with pytest.raises(PromptError, match="instruction is int; pass the task in words"):
         plain.encode_queries(QUERIES, instruction=3)  # type: ignore[arg-type]
     np.testing.assert_array_equal(encoder.encode_queries(QUERIES, task="web"), given)
-    np.testing.assert_array_equal(encoder.encode_queries(QUERIES), given)
+    np.testing.assert_array_equal(encoder.encode_queries(QUERIES), plain.encode_queries(QUERIES))
     without = plain.encode_queries(QUERIES, instruction=WEB_SEARCH)
     np.testing.assert_array_equal(encoder.encode_queries(QUERIES, task="web", examples=[]), without)
     topics = plain.encode_queries(QUERIES, instruction="Name the topic.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from drama_models import Encoder
+from drama_models.errors import ModelFolderError, TextsCutWarning
+from drama_models.model_folder import read_json
 from drama_models.profile import Profile
 from drama_models.tokenisation import TextTokenizer
 
@@ -70,6 +73,46 @@ def test_lower_case_is_taken_as_sentence_transformers_does(tmp_path: Path, cased
     model = SentenceTransformer(str(folder), device="cpu")
     encoder = Encoder.from_pretrained(folder, verify=False)
     np.testing.assert_allclose(encoder.encode_documents(texts), model.encode(texts), atol=1e-5)
+
+
+LONG = ["read the file line by line " * 20 + "and sort all of the tables by column " * 30, "a short text"]
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("tokenizer_config.json", {"truncation_side": "left"}),
+        ("tokenizer_config.json", {"model_max_length": 64}),
+        ("sentence_bert_config.json", {"max_seq_length": 32}),
+        ("sentence_bert_config.json", {"tokenizer_args": {"model_max_length": 40}}),
+        ("sentence_bert_config.json", {"processor_kwargs": {"model_max_length": 40}}),
+        ("sentence_roberta_config.json", {"max_seq_length": 32}),
+        ("1_Pooling/config.json", None),
+    ],
+)
+def test_long_texts_are_cut_as_sentence_transformers_cuts_them(
+    tmp_path: Path, file: str, changes: dict[str, Any] | None
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = Path(shutil.copytree(SOURCE.parents[1] / "nano", tmp_path / "nano"))
+    if file == "sentence_roberta_config.json":
+        (folder / "sentence_bert_config.json").unlink()
+    stored = read_json(folder / file) if (folder / file).is_file() else {}
+    content = stored | changes if changes is not None else {"word_embedding_dimension": 384}  # pools by the mean
+    (folder / file).write_text(json.dumps(content), encoding="utf-8")
+    expected = SentenceTransformer(str(folder), device="cpu").encode_document(LONG)
+    with pytest.warns(TextsCutWarning, match="1 texts were longer"):
+        found = Encoder.from_pretrained(folder, verify=False).encode_documents(LONG)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_lengths_that_are_not_read_are_refused(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SOURCE.parents[1] / "nano", tmp_path / "nano"))
+    settings = {"max_seq_length": 128, "processing_kwargs": {"text": {"max_length": 32}}}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(ModelFolderError, match="sets processing_kwargs, which are not read here"):
+        Encoder.from_pretrained(folder, verify=False)
 
 
 @pytest.fixture(scope="module", params=["llama 3", "metaspace", "whitespace", "none"])
