@@ -8,6 +8,7 @@ Muennighoff et al., 2022, https://arxiv.org/abs/2210.07316.
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -169,10 +170,14 @@ def evaluate_on_mteb(
 
     Raises:
         MissingExtraError: mteb is not installed.
-        CollectionError: a task that mteb does not know and that is no folder, or a malformed one.
+        CollectionError: a task that mteb does not know and that is no folder, a malformed one, or two of one name.
     """
     mteb = _mteb()
     chosen = [beir_task(Path(task), split) if Path(task).is_dir() else _known_task(task) for task in tasks]
+    names = Counter(task.metadata.name for task in chosen)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise CollectionError(f"Two of the tasks are called {twice!r}; evaluate them one by one, or rename a folder.")
     quiet = {"co2_tracker": False, "cache": None, "show_progress_bar": False}
     results = mteb.evaluate(MtebEncoder.of(encoder, name), chosen, encode_kwargs={"show_progress_bar": False}, **quiet)
     return {result.task_name: _scores(result) for result in results.task_results}

@@ -14,11 +14,18 @@ from drama_models.runtimes.bert_shape import WORDS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from drama_models.pooling import Pooling
     from drama_models.profile import Profile
 
 CARD_FILE = "README.md"
 TAGS = ("drama-models", "sentence-transformers", "sentence-similarity")
 EMBEDDINGS = ("embed_tokens.weight", WORDS)  # of a Llama, of a BERT
+POOLED: dict[Pooling, str] = {
+    "mean": "the mean of all last hidden states", "cls": "the last hidden state of the first token",
+    "last": "the last hidden state of the last token",
+}  # fmt: skip
+JS_POOLINGS: dict[Pooling, str] = {"mean": "mean", "cls": "cls", "last": "last_token"}
+"""What transformers.js calls each pooling."""
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
 PARITY_HEADING = "## Do all clients agree?"
 LIMITS = (
@@ -74,7 +81,10 @@ def write_card(
         bert=read_json(path.parent / "config.json").get("model_type") == "bert",
         built_with_llama=asks_for_llama(license_id),
         graphs=", ".join(f"`{graph.name}`" for graph in sorted((path.parent / "onnx").glob("*.onnx"))),
+        pooled=POOLED[profile.pooling],
         pooling=profile.pooling,
+        js_pooling=JS_POOLINGS[profile.pooling],
+        normalise=profile.normalise,
         stages=[
             {"number": number, "stage": stage["stage"], "text": _stage_text(stage)}
             for number, stage in enumerate(stages, start=1)

@@ -123,10 +123,12 @@ def compare(folder: Path, texts: Sequence[str], environments: Sequence[Environme
         for client in CLIENTS
         if (client.pools_as_told or profile.pooling == "mean") and config.get("model_type") not in client.not_for
     ]
+    ids, _ = TextTokenizer(folder, profile, UNCUT).encode(texts, profile.document_prompt)
+    texts = [text for text, row in zip(texts, ids, strict=True) if len(row)]  # the others have no vector anywhere
+    ids = [row for row in ids if len(row)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextsCutWarning)  # one of the texts is there to be cut
         ours = Encoder.from_pretrained(folder, runtime="torch").encode_documents(list(texts))
-    ids, _ = TextTokenizer(folder, profile, UNCUT).encode(texts, profile.document_prompt)
     batches = padded_and_alone([min(len(row), profile.max_length) for row in ids])
     given = [[profile.document_prompt + texts[position] for position in batch] for batch in batches]
     order = [position for batch in batches for position in batch]
@@ -231,16 +233,17 @@ def _last_line(stderr: str) -> str:
 def difference(
     vectors: NDArray[np.float32], expected: NDArray[np.float32], kept: NDArray[np.bool_] | slice = EVERY
 ) -> tuple[float, NDArray[np.float32]]:
-    """Largest difference of a coordinate, and the cosine of each text that is kept.
+    """Largest difference of a coordinate at length 1, and the cosine of each text that is kept.
+
+    Most scripts of clients scale to length 1 whether or not the model does.
 
     Raises:
         ModelFolderError: vectors of another shape.
     """
     if vectors.shape != expected.shape:
         raise ModelFolderError(f"gives vectors of shape {vectors.shape}, not {expected.shape}")
-    vectors, expected = vectors[kept], expected[kept]
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
-    return float(np.abs(vectors - expected).max()), (vectors * expected).sum(axis=1) / lengths
+    vectors, expected = (rows[kept] / np.linalg.norm(rows[kept], axis=1, keepdims=True) for rows in (vectors, expected))
+    return float(np.abs(vectors - expected).max()), (vectors * expected).sum(axis=1)
 
 
 def _is_empty(value: str | float) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from drama_models.errors import DeviceError, MissingExtraError, ModelFolderError
-from drama_models.model_folder import INDEX, ONNX_GRAPH, WEIGHTS, read_json
+from drama_models.model_folder import INDEX, ONNX_GRAPH, WEIGHTS, read_json, weight_files
 from drama_models.runtimes.bert_shape import BertShape
 from drama_models.runtimes.llama_shape import LlamaShape
 from drama_models.runtimes.onnx_session import chosen_threads
@@ -107,6 +107,7 @@ def _chosen(folder: Path, precision: Precision, device: str | None, compiled: bo
     if why_not_from_safetensors(folder) is None or (folder / ONNX_GRAPH).is_file():
         return "onnx"
     if find_spec("torch") is None:
+        weight_files(folder)  # where there are none, that is the reason, and torch would not help
         raise MissingExtraError(
             f"Encoding with {folder}, which has no {ONNX_GRAPH} and is neither a Llama nor a BERT,", "torch"
         )

@@ -15,6 +15,7 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from drama_models.errors import PrecisionError
 from drama_models.folders import atomic_folder, cache_folder
 from drama_models.hardware import processor_name
 from drama_models.model_folder import weight_files
@@ -79,7 +80,7 @@ def open_int8(
 
     Raises:
         ModelFolderError: weights missing, damaged or of the wrong shape, or a Llama that the graph does not know.
-        PrecisionError: int8 stays below `min_cosine` with half of the layers left in float32.
+        PrecisionError: int8 stays below `min_cosine` with half of the layers left in float32, or no text has a token.
     """
     count = chosen_threads(threads)
     shape, weights = read_llama(folder)
@@ -88,6 +89,8 @@ def open_int8(
     if opened is None:
         logger.info("converting %s to int8, kept in %s from now on", folder, kept)
         samples = [ids[:SAMPLE_TOKENS] for ids in tokenise(texts) if len(ids)]
+        if not samples:
+            raise PrecisionError("None of the sample texts has a token, so int8 cannot be measured; pass others.")
         encoder, report = _convert(shape, weights, profile, samples, min_cosine, count, kept)
     else:
         session, report = opened

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from drama_models.profile import Profile
 
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "last_hidden_state"
+KINDS = "token_type_ids"  # of a BERT as optimum exports it: every token of a single text is of kind 0
 
 
 class OnnxRuntime:
@@ -48,11 +49,12 @@ class OnnxRuntime:
         self._session = file_session(path, chosen_threads(threads))
         inputs = {value.name for value in self._session.get_inputs()}
         outputs = {value.name for value in self._session.get_outputs()}
-        if not inputs.issuperset(INPUTS) or OUTPUT not in outputs:
+        if inputs - {KINDS} != set(INPUTS) or OUTPUT not in outputs:
             raise ModelFolderError(
                 f"{path} has inputs {sorted(inputs)} and outputs {sorted(outputs)}; "
-                f"expected {', '.join(INPUTS)} and {OUTPUT}."
+                f"expected {', '.join(INPUTS)}, perhaps {KINDS}, and {OUTPUT}."
             )
+        self._has_kinds = KINDS in inputs
         self._pooling, self._hidden_size = profile.pooling, profile.hidden_size
 
     def embed(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
@@ -61,5 +63,6 @@ class OnnxRuntime:
 
     def _embed(self, batch: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         ids, mask = pad(batch)
-        (hidden,) = self._session.run([OUTPUT], dict(zip(INPUTS, (ids, mask), strict=True)))
+        inputs = dict(zip(INPUTS, (ids, mask), strict=True))
+        (hidden,) = self._session.run([OUTPUT], inputs | ({KINDS: np.zeros_like(ids)} if self._has_kinds else {}))
         return pool(np.asarray(hidden, dtype=np.float32), mask, self._pooling).astype(np.float32)

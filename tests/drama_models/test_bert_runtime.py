@@ -18,6 +18,7 @@ from drama_models.errors import DeviceError, ModelFolderError
 from drama_models.pooling import pool
 from drama_models.runtimes.bert_runtime import BertOnnxRuntime
 from drama_models.runtimes.choice import why_not_from_safetensors
+from drama_models.runtimes.onnx_runtime import OnnxRuntime
 from tests.conftest import TEXTS
 from tests.drama_models.published_models import write_dragon
 
@@ -178,3 +179,28 @@ def test_a_damaged_header_is_named_in_every_runtime(tmp_path: Path, runtime: Run
     path.write_bytes(path.read_bytes().replace(b'"dtype":"F32"', b'"dtype":"X32"', 1))
     with pytest.raises(ModelFolderError, match=r"model\.safetensors has a damaged safetensors header .*X32"):
         Encoder.from_pretrained(query_folder, runtime=runtime)
+
+
+def test_a_graph_with_kinds_of_tokens_runs_as_it_is(folder: Path) -> None:
+    """As optimum exports a BERT: with three inputs."""
+    model = (
+        BertModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="eager")
+        .eval()
+        .requires_grad_(False)
+    )
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+
+    class Exported(torch.nn.Module):
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            states: torch.Tensor = model(**dict(zip(names, inputs, strict=True))).last_hidden_state
+            return states
+
+    (folder / "onnx").mkdir()
+    ids, axes = torch.ones(2, 5, dtype=torch.int64), {0: "batch", 1: "length"}
+    torch.onnx.export(
+        Exported(), (ids, ids, ids * 0), str(folder / "onnx" / "model.onnx"), input_names=names,
+        output_names=["last_hidden_state"], dynamic_axes=dict.fromkeys([*names, "last_hidden_state"], axes),
+        opset_version=17, dynamo=False,
+    )  # fmt: skip
+    vectors = OnnxRuntime(folder, profile_of(), threads=1).embed(random_texts())
+    np.testing.assert_allclose(vectors, expected(folder, profile_of()), atol=2e-5)

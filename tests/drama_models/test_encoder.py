@@ -170,6 +170,9 @@ def test_auto_takes_a_graph_file_where_there_are_no_weights_and_torch_where_it_m
     monkeypatch.setattr(choice, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'drama-models\[torch\]'"):
         Encoder.from_pretrained(scaled)
+    (scaled / "model.safetensors").rename(scaled / "pytorch_model.bin")
+    with pytest.raises(ModelFolderError, match=r"has its weights as pickle \(pytorch_model\.bin\)"):
+        Encoder.from_pretrained(scaled)
 
 
 def test_a_precision_that_a_runtime_lacks_is_refused_with_those_it_has(release_folder: Path) -> None:

@@ -17,7 +17,9 @@ from safetensors.numpy import load_file, save_file
 from drama_models import Encoder
 from drama_models.errors import PrecisionError
 from drama_models.model_folder import weight_files
+from drama_models.profile import Profile
 from drama_models.runtimes.byte_products import quantised_rows, signed_bytes_are_exact
+from drama_models.runtimes.int8 import open_int8
 from drama_models.runtimes.int8_conversion import Conversion
 from drama_models.runtimes.llama_runtime import LlamaEncoder, read_llama
 from drama_models.runtimes.mapped_weights import MappedWeights
@@ -177,6 +179,12 @@ def test_layers_that_lose_too_much_stay_in_float32(moderate: Path) -> None:
 def test_a_model_that_int8_cannot_hold_is_refused_with_the_figure(moderate: Path) -> None:
     with pytest.raises(PrecisionError, match=r"cosine of 0\.99\d\d on 4 sample texts, with 2 of 4 layers.*'fp32'"):
         conversion_of(moderate).convert(random_texts(), min_cosine=0.99999)
+
+
+def test_without_a_token_there_is_nothing_to_measure(moderate: Path, cache: Path) -> None:
+    nothing = [np.array([], dtype=np.int64)]
+    with pytest.raises(PrecisionError, match="None of the sample texts has a token"):
+        open_int8(moderate, Profile.from_folder(moderate), lambda _: nothing, [""])
 
 
 def test_a_text_does_not_depend_on_its_batch_mates_in_int8_either(moderate: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -137,6 +138,12 @@ def test_options_that_mteb_would_ignore_are_refused(
 def test_what_mteb_does_not_know_is_one_sentence(encoder: Encoder) -> None:
     with pytest.raises(CollectionError, match="'NFCorpse' is no task of mteb and no BEIR folder"):
         evaluate_on_mteb(encoder, "owner/name", ["NFCorpse"])
+
+
+def test_two_folders_of_one_name_are_refused(encoder: Encoder, graded: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(graded, tmp_path / "other" / graded.name)
+    with pytest.raises(CollectionError, match="Two of the tasks are called 'graded'; evaluate them one by one"):
+        evaluate_on_mteb(encoder, "owner/name", [str(graded), str(other)])
 
 
 def test_mteb_is_loaded_only_where_it_is_used() -> None:

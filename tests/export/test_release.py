@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,26 +170,46 @@ def test_tokenizers_agree_on_every_sample(release_folder: Path) -> None:
         assert stock(text, truncation=True)["input_ids"] == plain.encode(text).ids
 
 
-@pytest.mark.parametrize("pooling", ["lasttoken", "cls"])
-def test_all_of_how_a_retriever_encodes_is_carried_over(retriever_folder: Path, tmp_path: Path, pooling: str) -> None:
+@pytest.mark.parametrize(
+    ("pooling", "normalise", "words"),
+    [
+        ("lasttoken", True, ["the last hidden state of the last token, cut to", '"last_token", normalize: true']),
+        ("cls", False, ["of the first token, compared by inner product", '"cls", normalize: false']),
+    ],
+)
+def test_all_of_how_a_retriever_encodes_is_carried_over(
+    retriever_folder: Path, tmp_path: Path, pooling: str, normalise: bool, words: list[str]
+) -> None:
     source, out = shutil.copytree(retriever_folder, tmp_path / "source"), tmp_path / "out"
-    settings = {
-        "1_Pooling/config.json": {"pooling_mode": pooling, "include_prompt": True},
-        "config_sentence_transformers.json": {
-            "prompts": {"query": "", "document": "Passage: ", "sts": "Same: "},
-            "title_separator": " [SEP] ",
-            "instruct_format": {"instruction": "Do: ", "query": "\nAsk: ", "response": "\nSay: "},
-        },
-        "examples.json": {"sts": [{"instruct": "Find it.", "query": "a", "response": "b"}]},
-    }
-    for name, content in settings.items():
+    stored: dict[str, Any] = {"prompts": {"query": "", "document": "Passage: ", "sts": "Same: "}}
+    settings: dict[str, Any] = {"1_Pooling/config.json": {"pooling_mode": pooling, "include_prompt": True}}
+    if normalise:  # models with a format for instructions compare cosines in any case
+        stored["title_separator"] = " [SEP] "
+        stored["instruct_format"] = {"instruction": "Do: ", "query": "\nAsk: ", "response": "\nSay: "}
+        settings["examples.json"] = {"sts": [{"instruct": "Find it.", "query": "a", "response": "b"}]}
+    else:
+        modules = json.loads((source / "modules.json").read_text(encoding="utf-8"))
+        settings["modules.json"] = [module for module in modules if "Normalize" not in module["type"]]
+    for name, content in (settings | {"config_sentence_transformers.json": stored}).items():
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text(json.dumps(content), encoding="utf-8")
     parity = release(ReleaseRecipe(retriever=source, out=out, license="apache-2.0"))
-    assert Profile.from_folder(out) == Profile.from_folder(source)
+    made = Profile.from_folder(out)  # a drama model, which has its ends whatever the tokenizer says
+    assert made == replace(Profile.from_folder(source), set_ends=True)
+    assert made.normalise == normalise
+    assert max(entry.largest_difference for entry in parity) < 1e-4
+    assert all(word in (out / "README.md").read_text(encoding="utf-8") for word in words)
     assert {"automodel", "onnxruntime", "sentence_transformers"} <= {entry.client for entry in parity}
     check_verification(out)
     assert "documents with `Passage: `" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_model_without_ends_is_released_though_an_empty_text_has_no_vector(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    parity = release(ReleaseRecipe(retriever=llama_folder, out=tmp_path / "out", license="apache-2.0"))
+    assert {"automodel", "onnxruntime", "sentence_transformers"} <= {entry.client for entry in parity}
+    assert not Encoder.from_pretrained(tmp_path / "out").encode_documents([""]).any()
 
 
 @pytest.fixture(scope="module")
