@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from transformers import PreTrainedModel
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": 90}
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "vocab_size": 90}
+SIZES |= {"num_attention_heads": 4}
+LLAMA = SIZES | {"is_causal": False, "attn_implementation": "eager", "attention_bias": True, "mlp_bias": True}
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "vocab_size": 90,
+}
 TOKENS = 24
 
 
@@ -57,9 +65,7 @@ def test_no_input_of_the_fitting_scale_leaves_float16(factor: float) -> None:
 
 def random_llama() -> LlamaModel:
     torch.manual_seed(0)
-    model = LlamaModel(
-        LlamaConfig(**SIZES, is_causal=False, attn_implementation="eager", attention_bias=True, mlp_bias=True)
-    )
+    model = LlamaModel(LlamaConfig(**LLAMA))
     randomise(model)
     return model
 
@@ -78,7 +84,7 @@ def randomise(model: PreTrainedModel) -> None:
             parameter.add_(torch.randn_like(parameter) * 0.2)
 
 
-def stretched_mlp(model: LlamaModel) -> None:
+def stretched_mlp(model: Any) -> None:
     """States between up_proj and down_proj beyond float16, in the same function."""
     for layer in model.layers:
         layer.mlp.up_proj.weight *= 3e4
@@ -86,7 +92,7 @@ def stretched_mlp(model: LlamaModel) -> None:
         layer.mlp.down_proj.weight /= 3e4
 
 
-def stretched_values(model: LlamaModel) -> None:
+def stretched_values(model: Any) -> None:
     """Values beyond float16, in the same function."""
     for layer in model.layers:
         layer.self_attn.v_proj.weight *= 2e4
@@ -94,7 +100,7 @@ def stretched_values(model: LlamaModel) -> None:
         layer.self_attn.o_proj.weight /= 2e4
 
 
-def stretched_scores(model: LlamaModel) -> None:
+def stretched_scores(model: Any) -> None:
     """Keys beyond float16, whose queries are as much smaller, in the same function."""
     for layer in model.layers:
         layer.self_attn.k_proj.weight *= 2e4
@@ -103,7 +109,7 @@ def stretched_scores(model: LlamaModel) -> None:
         layer.self_attn.q_proj.bias /= 2e4
 
 
-def stretched_norms(model: LlamaModel) -> None:
+def stretched_norms(model: Any) -> None:
     """Inputs of linear layers beyond float16, in the same function."""
     for layer in model.layers:
         layer.input_layernorm.weight *= 2e4
@@ -128,7 +134,7 @@ def smallest_cosine(model: PreTrainedModel, graph: ModelProto) -> float:
 
 
 @pytest.mark.parametrize("stretch", [None, stretched_mlp, stretched_values, stretched_scores, stretched_norms])
-def test_a_llama_stays_itself_where_its_states_are_beyond_float16(stretch: Callable[[LlamaModel], None] | None) -> None:
+def test_a_llama_stays_itself_where_its_states_are_beyond_float16(stretch: Callable[[Any], None] | None) -> None:
     model = random_llama()
     if stretch is not None:
         with torch.no_grad():
@@ -140,7 +146,7 @@ def test_a_llama_stays_itself_where_its_states_are_beyond_float16(stretch: Calla
 
 @pytest.mark.parametrize("factor", [1.0, 3e4])
 def test_a_bert_stays_itself_where_its_states_are_beyond_float16(factor: float) -> None:
-    model = random_bert()
+    model: Any = random_bert()
     with torch.no_grad():
         for layer in model.encoder.layer:  # gelu(x) is x or 0 where x is large, and grows with it
             layer.intermediate.dense.weight *= factor
