@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "vocab_size": 90}
 SIZES |= {"num_attention_heads": 4}
 LLAMA = SIZES | {"is_causal": False, "attn_implementation": "eager", "attention_bias": True, "mlp_bias": True}
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "vocab_size": 90,
-}
 TOKENS = 24
 
 
