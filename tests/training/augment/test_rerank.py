@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from drama_models import Collection
@@ -349,6 +351,15 @@ def test_a_cross_encoder_of_few_positions_reads_what_it_can(tmp_path: Path) -> N
     stock = CrossEncoder(str(short), max_length=16, device="cpu")
     expected = stock.predict([("query", long), ("query", "b")], activation_fn=Identity())
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cross_encoder_that_is_a_pickle_is_not_loaded(cross_encoder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(cross_encoder, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelFolderError, match="pass the folder of one whose weights are safetensors"):
+        CrossEncoderReranker(str(folder), max_length=64, batch_size=2)
 
 
 def test_an_encoder_is_no_cross_encoder(cross_encoder: Path, retriever_folder: Path, tmp_path: Path) -> None:
