@@ -163,11 +163,9 @@ def put_ends(tokenizer: Tokenizer, folder: Path, *, needs_bos: bool = True) -> s
     """
     settings = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     eos = end_token(folder, tokenizer, settings, "eos_token")
-    bos = None
-    if settings.get("add_bos_token") is not False and (
-        needs_bos or _named_end(folder, tokenizer, settings, "bos_token")
-    ):
-        bos = end_token(folder, tokenizer, settings, "bos_token")
+    wanted = settings.get("add_bos_token") is not False
+    has_bos = wanted and (needs_bos or _named_end(folder, tokenizer, settings, "bos_token") is not None)
+    bos = end_token(folder, tokenizer, settings, "bos_token") if has_bos else None
     template = ["$A", eos] if bos is None else [bos, "$A", eos]
     numbers = {token: tokenizer.token_to_id(token) for token in (bos, eos) if token is not None}
     tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=list(numbers.items()))

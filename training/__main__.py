@@ -32,8 +32,9 @@ def _train(arguments: list[str]) -> str:
         return f"{forecast(recipe)}\nnothing was trained; next: the same command without {DRY_RUN}"
     figures = train(recipe)["figures"]
     made = f"made {recipe.out} from {figures['examples']:,} examples in {figures['steps']:,} steps"
-    release = f"python -m export release --retriever {recipe.out} --out RELEASE"
-    return f"{made}; next: {release if _can_be_released(recipe.out) else f'drama index COLLECTION INDEX --model {recipe.out}'}"
+    if _can_be_released(recipe.out):
+        return f"{made}; next: python -m export release --retriever {recipe.out} --out RELEASE"
+    return f"{made}; next: drama index COLLECTION INDEX --model {recipe.out}"
 
 
 def _can_be_released(folder: Path) -> bool:

@@ -49,8 +49,8 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
         The provenance record of the made folder.
 
     Raises:
-        ModelFolderError: a backbone is not a complete folder, cannot be found on the hub, has a damaged record of how it
-            was made, or cannot attend in the direction that is asked for.
+        ModelFolderError: a backbone is not a complete folder, cannot be found on the hub, has a damaged record of how
+            it was made, or cannot attend in the direction that is asked for.
         LengthError: texts may get longer than a backbone has position embeddings for.
         CollectionError: malformed data, unknown ids, or fewer queries than a batch.
         TrainingError: the loss became non-finite, dims beyond the embedding, an interrupted run had other settings or
@@ -69,7 +69,7 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
 
 
 def _train(source: TrainRecipe, recipe: TrainRecipe, plan: BatchPlan) -> dict[str, Any]:
-    """Train by a recipe whose steps are counted and whose encoders are known; `source` names the folders they are of."""
+    """Train by a recipe whose steps are counted and whose encoders are known; `source` names their folders."""
     arguments = training_arguments(recipe)
     with arguments.main_process_first(local=False):
         if arguments.should_save:
