@@ -29,7 +29,9 @@ from training.data.examples import TrainingExample, read_examples
 
 if TYPE_CHECKING:
     from collections.abc import Collection as Container
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import ArrayLike
 
     from training.augment.runs import Hits
 
@@ -82,7 +84,7 @@ class Percentiles:
     high: float
 
     @classmethod
-    def of(cls, scores: Sequence[float] | array[float]) -> Percentiles:
+    def of(cls, scores: ArrayLike) -> Percentiles:
         """The 1st, 25th and 99th percentile, interpolated linearly; at least one score."""
         return cls(*(float(value) for value in np.percentile(np.asarray(scores), [LOW, WEAK, HIGH])))
 
