@@ -25,7 +25,7 @@ from drama_models.errors import CollectionError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import write_provenance
 from training.augment.runs import stream_run
-from training.data.examples import TrainingExample, read_examples
+from training.data.examples import TrainingExample, read_examples, write_examples
 
 if TYPE_CHECKING:
     from collections.abc import Collection as Container
@@ -154,11 +154,7 @@ def filter_examples(recipe: FilterRecipe) -> dict[str, Any]:
     filtering.keep_found()
     filtering.collect_scores()
     with atomic_folder(recipe.out) as partial:
-        count = 0
-        with (partial / "examples.jsonl").open("w", encoding="utf-8") as file:
-            for example in filtering.passed():
-                file.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
-                count += 1
+        count = write_examples(partial / "examples.jsonl", filtering.passed())
         if not count:
             drops = ", ".join(f"{each.name} dropped {each.dropped:,}" for each in filtering.filters)
             raise CollectionError(

@@ -63,6 +63,7 @@ def test_examples_that_pass_are_those_of_the_rules_and_scores_are_normalised(mad
     assert 0 < len(expected) < len(first)
     examples = list(read_examples(made["recipe"]["out"] / "examples.jsonl"))
     assert [example.query_id for example in examples] == list(expected)
+    assert "category" not in (made["recipe"]["out"] / "examples.jsonl").read_text(encoding="utf-8")
     for example in examples:
         hits, (low, _, high) = expected[example.query_id][:20], bounds[int(example.query_id[1:]) % 2]
         assert example.positive_ids == [hits[0][0]]
