@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drama_models.hardware import Precision
+from drama_models.hardware import TrainingPrecision
 from drama_models.recipe import check_least
 from training.data.datasets import DatasetRecipe
 from training.encoders import EncoderRecipe
@@ -155,7 +155,7 @@ class TrainRecipe:
     """Of AdamW."""
     max_grad_norm: float = 2.0
     """Gradients are clipped to this global norm."""
-    precision: Precision = "auto"
+    precision: TrainingPrecision = "auto"
     """fp32, bf16 (autocast), or auto: bf16 where the processor has it."""
     seed: int = 0
     """Of the order of queries, the draws of documents, dropout and everything else that is random."""

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from drama_models.hardware import Precision
+from drama_models.hardware import TrainingPrecision
 from training.augment.find_queries import FoundKind
 from training.augment.generate import QueryKind
 from training.augment.llm import Endpoint
@@ -97,7 +97,7 @@ class SpecialiseRecipe:
     """Of AdamW."""
     patience: int = 5
     """Training stops after so many evaluations in a row (ten in all) without a better nDCG@10 on the dev queries."""
-    precision: Precision = "auto"
+    precision: TrainingPrecision = "auto"
     """fp32, bf16 (autocast), or auto: bf16 where the processor has it."""
     seed: int = 42
     """Of every draw."""
