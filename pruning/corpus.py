@@ -8,6 +8,7 @@ sequence length where they are read, as in LLM-Shearing. Text is streamed: memor
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from drama_models.batching import windows
 from drama_models.errors import CorpusError, ModelFolderError
 from drama_models.folders import atomic_folder, sha256_of_file
 from drama_models.model_folder import read_json
@@ -256,7 +256,7 @@ def _write_tokens(files: list[Path], tokenizer: Tokenizer, ends: tuple[int, int]
         out.with_suffix(".ends").open("wb") as end_file,
         tqdm(desc=f"tokenise {out.parent.name}/{out.name}", unit=" documents", disable=None) as progress,
     ):
-        for batch in windows(documents, DOCUMENTS_PER_BATCH):
+        while batch := list(itertools.islice(documents, DOCUMENTS_PER_BATCH)):
             encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             for document, encoding in zip(batch, encodings, strict=True):
                 ids = np.array([bos, *encoding.ids, eos], dtype=dtype)
