@@ -22,10 +22,10 @@ from drama_models.collection import Collection
 from drama_models.encoder import Encoder
 from drama_models.evaluation import evaluate, read_run
 from drama_models.folders import atomic_folder
+from training.augment.filter import Percentiles
 from training.augment.mine import MineRecipe, mine, mine_negatives
 from training.data.examples import TrainingExample, read_examples, write_examples
 from training.data.supervision import Teacher
-from training.objectives.specialisation import ScoreRange
 from training.train import train
 
 if TYPE_CHECKING:
@@ -209,9 +209,9 @@ def _scored(material: Material) -> Iterator[TrainingExample]:
     queries = Encoder.from_pretrained(folder).encode_queries([example.query for example in examples])
     lists = [[*example.positive_ids, *example.negative_ids] for example in examples]
     scores = [documents[[row_of[key] for key in ids]] @ query for ids, query in zip(lists, queries, strict=True)]
-    group = ScoreRange.of(np.concatenate(scores))
+    group = Percentiles.of(np.concatenate(scores))
     for example, ids, values in zip(examples, lists, scores, strict=True):
-        yield replace(example, teacher=name, scores=dict(zip(ids, group.normalise(values).tolist(), strict=True)))
+        yield replace(example, teacher=name, scores=dict(zip(ids, map(group.normalised, values.tolist()), strict=True)))
 
 
 def _vectors(material: Material, name: str) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]:

@@ -19,7 +19,7 @@ from drama_models.errors import TrainingError
 from drama_models.folders import atomic_file, check_replaceable, sha256_of_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 KEPT = 2
@@ -165,12 +165,17 @@ def begin(out: Path, recipe: Any) -> None:
         partial.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
-def changed_settings(before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def changed_settings(
+    before: Mapping[str, Any], settings: Mapping[str, Any], *, free: Iterable[str] = FREE_SETTINGS
+) -> str:
     """Settings that a run began with and that are others now, as `name=value, …` of before; empty where none is.
 
-    Those that may change in between, and those that did not exist then, do not count.
+    Args:
+        before: of the run as it began; settings that did not exist then do not count.
+        settings: of now.
+        free: those that may change in between.
     """
-    names = sorted((before.keys() & settings.keys()) - set(FREE_SETTINGS))
+    names = sorted((before.keys() & settings.keys()) - set(free))
     return ", ".join(f"{name}={before[name]}" for name in names if before[name] != settings[name])
 
 

@@ -5,6 +5,7 @@ Metrics are trec_eval's, averaged over all judged queries, one without hits coun
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from drama_models.errors import CollectionError, MissingExtraError
 from drama_models.folders import atomic_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -115,32 +116,73 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], name: st
     """
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for query, hits in run.items():
-            ranked = sorted(hits.items(), key=lambda hit: -hit[1])
-            for rank, (document, score) in enumerate(ranked, start=1):
+            for document in hits:
                 if len(f"{query} {document}".split()) != 2:
                     raise CollectionError(
                         f"Id {query!r} or {document!r} holds white space; ids in a TREC run must not."
                     )
-                file.write(f"{query} Q0 {document} {rank} {score:.9g} {name}\n")
+            file.writelines(run_lines(query, sorted(hits.items(), key=lambda hit: -hit[1]), name))
+
+
+def run_lines(query: str, hits: Iterable[tuple[str, float]], name: str) -> Iterator[str]:
+    """Lines of a TREC run for one query, hits in the order given."""
+    return (f"{query} Q0 {key} {rank} {score:.9g} {name}\n" for rank, (key, score) in enumerate(hits, start=1))
 
 
 def read_run(path: str | Path) -> Run:
     """Read a TREC run file; any system's output will do.
 
     Raises:
-        CollectionError: a malformed line, named by file and number.
+        CollectionError: as `run_rows`.
     """
     run: Run = {}
-    with Path(path).open(encoding="utf-8") as file:
+    for number, query, document, score in run_rows(path):
+        add_hit(run.setdefault(query, {}), query, document, score, place=(path, number))
+    return run
+
+
+def run_rows(path: str | Path) -> Iterator[tuple[int, str, str, float]]:
+    """Number, query, document and score of each line of a TREC run file.
+
+    Raises:
+        CollectionError: a malformed line, or a score that is not finite, named by file and number.
+    """
+    with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                query, _, document, _, score, *_ = line.split()
-                run.setdefault(query, {})[document] = float(score)
+                query, _, document, _, score, *_ = line.decode().split()
+                value = float(score)
             except ValueError:
+                found = line[:80].decode("utf-8", "replace").strip()
                 raise CollectionError(
-                    f"{path}, line {number}: expected `query Q0 document rank score name`, found {line.strip()[:80]!r}."
+                    f"{path}, line {number}: expected `query Q0 document rank score name` in UTF-8, found {found!r}."
                 ) from None
-    return run
+            if not math.isfinite(value):
+                raise CollectionError(
+                    f"{path}, line {number}: the score of document {document!r} is {score}; it must be finite."
+                )
+            yield number, query, document, value
+
+
+def add_hit(hits: dict[str, float], query: str, document: str, score: float, *, place: tuple[str | Path, int]) -> None:
+    """Add a document to the hits of a query.
+
+    Args:
+        hits: scores by document, changed in place.
+        query: id.
+        document: id.
+        score: of the document.
+        place: file and line that say so.
+
+    Raises:
+        CollectionError: the document is there already.
+    """
+    if document in hits:
+        raise CollectionError(
+            f"{place[0]}, line {place[1]}: document {document!r} occurs twice in the list of query {query!r}; leave "
+            "one of them out."
+        )
+    hits[document] = score
 
 
 def _measures(metrics: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What this machine can do: the one question that every training stage asks before it chooses a number format."""
+"""What this machine is and can do, where numbers depend on it: its processor, and whether it trains in bfloat16."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import platform
 from pathlib import Path
 from typing import Literal
 
-Precision = Literal["auto", "fp32", "bf16"]
+TrainingPrecision = Literal["auto", "fp32", "bf16"]
 
 
-def processor_name() -> str:
-    """Model of the processor, as the system calls it; at least its architecture."""
+def processor_identity() -> str:
+    """What tells this processor from others, for a cache's key: architecture, model and, on Linux, all its features."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "flags")))
     return " ".join([platform.machine(), platform.processor(), *itertools.islice(named, 2)])
 
 
-def train_in_bf16(precision: Precision) -> bool:
+def train_in_bf16(precision: TrainingPrecision) -> bool:
     """Whether training should run under bfloat16 autocast.
 
     Args:

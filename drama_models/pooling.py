@@ -55,6 +55,13 @@ def pool_rows(states: NDArray[np.float32], lengths: Sequence[int], pooling: Pool
     return states[starts if pooling == "cls" else ends - 1]
 
 
+def cosines(found: NDArray[np.floating], expected: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Cosine of each row with the same row of another set, (N, D) twice to (N,); NaN where one has no length."""
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    products: NDArray[np.floating] = (found * expected).sum(axis=1) / lengths
+    return products
+
+
 def finish(pooled: NDArray[np.floating], dim: int | None, *, normalise: bool) -> NDArray[np.floating]:
     """Keep the first `dim` coordinates, then scale each row to length 1: (B, D) to (B, dim), dtype of `pooled`.
 

@@ -59,6 +59,7 @@ def write_provenance(
 
     Raises:
         ModelFolderError: the parent's record is damaged.
+        FileNotFoundError: there is no such input, such as a model's name on the hub where its folder is meant.
     """
     record = {
         "stage": stage,
@@ -130,7 +131,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def _hash(path: str | Path) -> str:
-    return sha256_of_file(path) if Path(path).is_file() else sha256_of_folder(path)
+    return sha256_of_folder(path) if Path(path).is_dir() else sha256_of_file(path)
 
 
 def _plain(value: Any) -> Any:

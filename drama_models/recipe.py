@@ -37,6 +37,8 @@ OPTIONAL_REFUSED = re.compile(r"Errors: - (?!Does not validate|Expected)(.+?) - 
 def parse_recipe(recipe_class: type[Recipe], arguments: Sequence[str], *, command: str) -> Recipe:
     """Settings from `[RECIPE.yaml] [--field value …]`; later overrides win, and `--field` alone says yes.
 
+    `--some-field` is `--some_field`: both spellings are known from other programs.
+
     Args:
         recipe_class: a dataclass whose fields carry docstrings; they become the text of `--help`.
         arguments: command-line words after the command.
@@ -55,7 +57,7 @@ def parse_recipe(recipe_class: type[Recipe], arguments: Sequence[str], *, comman
     parser = ArgumentParser(prog=f"{command} [RECIPE.yaml]", exit_on_error=False)
     parser.add_argument("--config", action="config", help="recipe to start from; usually given without the flag")
     parser.add_class_arguments(recipe_class)
-    words = _with_values(recipe_class, words)
+    words = _with_values(recipe_class, [_with_underscores(recipe_class, word) for word in words])
     lines = _check_fields(recipe_class, path) if path else {}
     try:
         parsed = parser.parse_args(["--config", str(path), *words] if path else words)
@@ -150,6 +152,24 @@ def trainer_arguments(kind: type[Arguments], settings: Mapping[str, Any], traine
         return kind(**{**settings, **trainer})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"The trainer refuses its settings: {' '.join(str(error).split())}") from None
+
+
+def field_name(kind: Any, name: str) -> str:
+    """A field's dotted name as the recipe has it, of one with dashes; names inside free-form dictionaries stay.
+
+    Args:
+        kind: dataclass of the recipe.
+        name: as on the command line, without the dashes in front.
+    """
+    first, dot, rest = name.partition(".")
+    first = first.replace("-", "_")
+    inner = _dataclass_in(_types_of(kind).get(first))
+    return first + dot + (field_name(inner, rest) if inner else rest)
+
+
+def _with_underscores(recipe_class: type, word: str) -> str:
+    flag, sign, value = word.partition("=")
+    return f"--{field_name(recipe_class, flag[2:])}{sign}{value}" if word.startswith("--") else word
 
 
 def _with_values(recipe_class: type, words: Sequence[str]) -> list[str]:

@@ -156,14 +156,35 @@ def load_tokenizer(folder: Path, *, set_ends: bool) -> Tokenizer:
     if sentence_settings(folder)[1].get("do_lower_case"):
         _lower_texts(tokenizer)
     if set_ends:
-        keys = ["eos_token"] if settings.get("add_bos_token") is False else ["bos_token", "eos_token"]
-        ends = {key: end_token(folder, tokenizer, settings, key) for key in keys}
-        numbers = {token: tokenizer.token_to_id(token) for token in ends.values()}
-        template = [*([ends["bos_token"]] if "bos_token" in ends else []), "$A", ends["eos_token"]]
-        tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=list(numbers.items()))
+        put_ends(tokenizer, folder)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def put_ends(tokenizer: Tokenizer, folder: Path, *, needs_bos: bool = True) -> str:
+    """Let a tokenizer put BOS and EOS around every text; only EOS where its folder says `add_bos_token: false`.
+
+    Args:
+        tokenizer: changed in place.
+        folder: whose tokenizer_config.json, or config.json by number, names the ends.
+        needs_bos: refuse a folder that names no BOS; else there is only EOS then.
+
+    Returns:
+        The EOS.
+
+    Raises:
+        ModelFolderError: there is no BOS or EOS where they are needed, or the tokenizer does not know one.
+    """
+    settings = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    eos = end_token(folder, tokenizer, settings, "eos_token")
+    wanted = settings.get("add_bos_token") is not False
+    has_bos = wanted and (needs_bos or _named_end(folder, tokenizer, settings, "bos_token") is not None)
+    bos = end_token(folder, tokenizer, settings, "bos_token") if has_bos else None
+    template = ["$A", eos] if bos is None else [bos, "$A", eos]
+    numbers = {token: tokenizer.token_to_id(token) for token in (bos, eos) if token is not None}
+    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=list(numbers.items()))
+    return eos
 
 
 def _lower_texts(tokenizer: Tokenizer) -> None:
@@ -191,18 +212,26 @@ def _word_pieces(path: Path, settings: dict[str, Any]) -> Tokenizer:
 
 
 def end_token(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], key: str) -> str:
-    """BOS or EOS as tokenizer_config.json names it, else by the id in config.json, as transformers does."""
-    named = settings.get(key)
-    token = named.get("content") if isinstance(named, dict) else named
-    if token is None:
-        number = read_json(folder / "config.json").get(f"{key}_id")
-        number = number[0] if isinstance(number, list) else number
-        token = tokenizer.id_to_token(number) if isinstance(number, int) else None
+    """BOS or EOS as tokenizer_config.json names it, else by the id in config.json, as transformers does.
+
+    Raises:
+        ModelFolderError: neither names one that the tokenizer knows.
+    """
+    token = _named_end(folder, tokenizer, settings, key)
     if not isinstance(token, str) or tokenizer.token_to_id(token) is None:
         raise ModelFolderError(
             f"{folder / CONFIG} names no {key} that tokenizer.json knows ({token!r}); fetch the folder again."
         )
     return token
+
+
+def _named_end(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], key: str) -> Any:
+    named = settings.get(key)
+    if named is not None:
+        return named.get("content") if isinstance(named, dict) else named
+    number = read_json(folder / "config.json").get(f"{key}_id")
+    number = number[0] if isinstance(number, list) else number
+    return tokenizer.id_to_token(number) if isinstance(number, int) else None
 
 
 def _is_settled(start: Encoding, whole: int) -> bool:

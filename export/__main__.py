@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules load is no traceback; `run_command` takes over
 
-from drama_models.recipe import parse_recipe, run_command
+from drama_models.recipe import field_name, parse_recipe, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,14 +57,13 @@ def parsed(recipe_class: type[Recipe], command: str, arguments: Sequence[str], *
         found += [f"--{named.pop(0)}", words.pop(0)]
     while words:
         flag, sign, value = words.pop(0).partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
+        name = field_name(recipe_class, flag.removeprefix("--"))
         if flag.startswith("--") and name in kinds:
             if not sign and words and not words[0].startswith("--"):
                 sign, value = "=", words.pop(0)
             if kinds[name].startswith("tuple") and value and not value.startswith("["):
                 # quoted, since YAML takes the language `no` for a falsehood
                 value = f"[{value}]" if "int" in kinds[name] else json.dumps(value.split(","), ensure_ascii=False)
-            flag = f"--{name}"
         found.append(flag + sign + value)
     return parse_recipe(recipe_class, found, command=f"python -m export {command}")
 

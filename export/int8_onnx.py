@@ -16,7 +16,7 @@ import numpy as np
 
 from drama_models.errors import PrecisionError
 from drama_models.model_folder import read_json
-from drama_models.pooling import pool
+from drama_models.pooling import cosines, pool
 from drama_models.profile import Profile
 from drama_models.runtimes.byte_products import quantised_rows
 from drama_models.runtimes.graph_names import INT8
@@ -79,20 +79,20 @@ def write_int8_onnx(
     for embedding, stored in (("int8", _embedding_rows(table)), ("fp32", {f"{EMBEDDING}.weight": table})):
         for path in paths:
             save_graph(build_graph(config, tensors | stored, bidirectional=profile.bidirectional), path)
-        cosines = _cosines(_embed(paths[0], samples, profile), expected)
-        if cosines.min() >= min_cosine:
-            return _report(cosines, converted, embedding)
+        reached = cosines(_embed(paths[0], samples, profile), expected)
+        if reached.min() >= min_cosine:
+            return _report(reached, converted, embedding)
     raise PrecisionError(
-        f"The graph in int8 reaches a smallest cosine of {cosines.min():.4f} on {len(samples)} sample texts, "
+        f"The graph in int8 reaches a smallest cosine of {reached.min():.4f} on {len(samples)} sample texts, "
         f"{min_cosine} is asked for; leave int8 out of --onnx."
     )
 
 
-def _report(cosines: NDArray[np.float32], converted: Int8Report, embedding: str) -> GraphReport:
+def _report(reached: NDArray[np.floating], converted: Int8Report, embedding: str) -> GraphReport:
     return GraphReport(
-        smallest_cosine=float(cosines.min()),
-        mean_cosine=float(cosines.mean()),
-        texts=len(cosines),
+        smallest_cosine=float(reached.min()),
+        mean_cosine=float(reached.mean()),
+        texts=len(reached),
         layers_in_fp32=converted.kept,
         embedding=embedding,
     )
@@ -113,9 +113,3 @@ def _embed(path: Path, samples: Sequence[NDArray[np.int64]], profile: Profile) -
         (states,) = session.run([OUTPUT], {"input_ids": ids, "attention_mask": mask})
         rows.append(pool(states, mask, profile.pooling))
     return np.concatenate(rows)
-
-
-def _cosines(found: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    cosines: NDArray[np.float32] = (found * expected).sum(axis=1) / lengths
-    return cosines

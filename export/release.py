@@ -29,14 +29,13 @@ from export.int8_onnx import write_int8_onnx
 from export.release_settings import write_settings
 from export.to_onnx import OnnxPrecision, external_data_files, write_onnx
 from export.verification import write_verification
-from export.verify import MIN_COSINE, difference, verify
+from export.verify import MIN_COSINE, MODEL_CODE, difference, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
 
     from export.verify import Parity
 
-MODEL_CODE = Path(__file__).parents[1] / "drama_models" / "modeling_drama.py"
 LLAMA, BERT = "llama", "bert"
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from drama_models.encoder import Encoder
 from drama_models.errors import ModelFolderError, TextsCutWarning
 from drama_models.model_folder import ONNX_GRAPH, read_json
+from drama_models.pooling import cosines
 from drama_models.profile import Profile
 from drama_models.tokenisation import TextTokenizer
 from export.client_environments import (
@@ -35,6 +36,7 @@ from export.client_environments import (
     this_environment,
     without_remote_code,
 )
+from export.int8_onnx import INT8_GRAPHS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
 
 MIN_COSINE = 0.9999
 INT8_MIN_COSINE = 0.995
-INT8_GRAPHS = ("model_int8", "model_quantized")
 JS_TYPES = {"model": "fp32", "model_fp16": "fp16", "model_int8": "int8", "model_quantized": "q8"}
 MODEL_CODE = Path(__file__).parents[1] / "drama_models" / "modeling_drama.py"
 BATCH_TEXTS = 8
@@ -174,9 +175,9 @@ def _client_parity(
             label += f", without {client.without}" if client.without else ""
             try:
                 vectors = _run_client(client, environment, folder, batches, graph)
-                largest, cosines = difference(vectors, expected, kept)
-                problem = _problem(cosines, graph, folder)
-                yield Parity(label, version, largest, float(cosines.min()), float(cosines.mean()), problem)
+                largest, reached = difference(vectors, expected, kept)
+                problem = _problem(reached, graph, folder)
+                yield Parity(label, version, largest, float(reached.min()), float(reached.mean()), problem)
             except ModelFolderError as error:
                 yield Parity(label, version, problem=str(error))
 
@@ -232,7 +233,7 @@ def _last_line(stderr: str) -> str:
 
 def difference(
     vectors: NDArray[np.float32], expected: NDArray[np.float32], kept: NDArray[np.bool_] | slice = EVERY
-) -> tuple[float, NDArray[np.float32]]:
+) -> tuple[float, NDArray[np.floating]]:
     """Largest difference of a coordinate at length 1, and the cosine of each text that is kept.
 
     Most scripts of clients scale to length 1 whether or not the model does.
@@ -243,15 +244,15 @@ def difference(
     if vectors.shape != expected.shape:
         raise ModelFolderError(f"gives vectors of shape {vectors.shape}, not {expected.shape}")
     vectors, expected = (rows[kept] / np.linalg.norm(rows[kept], axis=1, keepdims=True) for rows in (vectors, expected))
-    return float(np.abs(vectors - expected).max()), (vectors * expected).sum(axis=1)
+    return float(np.abs(vectors - expected).max()), cosines(vectors, expected)
 
 
 def _is_empty(value: str | float) -> bool:
     return value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _problem(cosines: NDArray[np.float32], graph: str, folder: Path) -> str:
-    smallest, wanted = float(cosines.min()), INT8_MIN_COSINE if Path(graph).stem in INT8_GRAPHS else MIN_COSINE
+def _problem(reached: NDArray[np.floating], graph: str, folder: Path) -> str:
+    smallest, wanted = float(reached.min()), INT8_MIN_COSINE if graph in INT8_GRAPHS else MIN_COSINE
     if smallest >= wanted:  # a NaN is not
         return ""
     return f"disagrees on {folder.name}: smallest cosine {smallest:.6f}, at least {wanted} is expected"

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from drama_models import checkpoints
 from drama_models.errors import TrainingError
 from drama_models.folders import atomic_file
-from drama_models.hardware import Precision, train_in_bf16
+from drama_models.hardware import TrainingPrecision, train_in_bf16
 from drama_models.progress import ProgressLog
 from drama_models.recipe import check_least, trainer_arguments
 from pruning.distributed import world_size
@@ -81,7 +81,7 @@ class LanguageModellingSettings:
     """Second-moment decay of AdamW; the first is 0.9."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm."""
-    precision: Precision = "auto"
+    precision: TrainingPrecision = "auto"
     """fp32, bf16 (autocast), or auto: bf16 where the processor has it."""
     proportions: dict[str, float] = field(default_factory=dict)
     """Share of each text domain, at the start; empty means by size."""

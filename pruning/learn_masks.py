@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from drama_models.checkpoints import LOG, claim, keep_log, last_checkpoint, remove_checkpoints
 from drama_models.errors import ModelFolderError, TrainingError
 from drama_models.folders import atomic_folder
+from drama_models.model_folder import read_json
 from drama_models.provenance import read_provenance, write_provenance
 from drama_models.recipe import check_least
 from pruning.corpus import Corpus
@@ -193,17 +195,20 @@ def load_masks(folder: Path, *, force: bool = False, gates: Gates = "soft") -> d
             `python -m benchmarks.pruning_quality --methods learned "soft gates"` compares the two.
 
     Raises:
-        ModelFolderError: no masks in this folder.
+        ModelFolderError: no masks in this folder, or damaged ones.
         TrainingError: the masks have not converged; the message says by how much each dimension misses.
     """
     if not (folder / "masks.json").is_file():
         raise ModelFolderError(f"{folder} has no masks.json; pass a folder made by `python -m pruning learn-masks`.")
-    record = json.loads((folder / "masks.json").read_text(encoding="utf-8"))
-    source, target = BackboneShape(**record["source"]), BackboneShape(**record["target"])
-    masks = Masks(source, target)
-    state = load_file(folder / MASKS)
-    for name, log_alpha in masks.log_alpha.items():
-        log_alpha.data.copy_(state[f"log_alpha.{name}"])
+    try:
+        record = read_json(folder / "masks.json")
+        masks = Masks(BackboneShape(**record["source"]), BackboneShape(**record["target"]))
+        state = load_file(folder / MASKS)
+        for name, log_alpha in masks.log_alpha.items():
+            log_alpha.data.copy_(state[f"log_alpha.{name}"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFolderError(f"The masks in {folder} are damaged ({reason}); run learn-masks again.") from None
     missed = {
         name: f"{name} expects {expected:.1f}, target {wanted}"
         for name, (expected, wanted) in masks.expected_sizes().items()

@@ -126,9 +126,9 @@ class BackboneShape:
         """Everything but the embedding matrix and the language-model head."""
         return self.prunable_parameters + self.norm_parameters + self.bias_parameters
 
-    def total_parameters(self, vocabulary: int, *, tied: bool, has_lm_head: bool = True) -> int:
+    def total_parameters(self, vocabulary: int, *, tied: bool) -> int:
         """All weights, with one embedding matrix and, if it is not tied to it, the head's."""
-        matrices = 2 if has_lm_head and not tied else 1
+        matrices = 1 if tied else 2
         return self.non_embedding_parameters + matrices * vocabulary * self.hidden_size
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules load is no traceback; `run_command` takes over
 
+from drama_models.model_folder import read_json
 from drama_models.recipe import parse_recipe, run_command
 from training.augment.commands import COMMANDS as AUGMENT_COMMANDS
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DRY_RUN = "--dry-run"
+RELEASED = ("llama", "bert")
 
 
 def _train(arguments: list[str]) -> str:
@@ -31,14 +32,15 @@ def _train(arguments: list[str]) -> str:
         return f"{forecast(recipe)}\nnothing was trained; next: the same command without {DRY_RUN}"
     figures = train(recipe)["figures"]
     made = f"made {recipe.out} from {figures['examples']:,} examples in {figures['steps']:,} steps"
-    release = f"python -m export release --retriever {recipe.out} --out RELEASE"
-    return f"{made}; next: {release if _is_llama(recipe.out) else f'drama index COLLECTION INDEX --model {recipe.out}'}"
+    if _can_be_released(recipe.out):
+        return f"{made}; next: python -m export release --retriever {recipe.out} --out RELEASE"
+    return f"{made}; next: drama index COLLECTION INDEX --model {recipe.out}"
 
 
-def _is_llama(folder: Path) -> bool:
-    """Whether a retriever is one that a release is made of."""
+def _can_be_released(folder: Path) -> bool:
+    """Whether a retriever is of a family that releases are made of; one with two encoders has no config.json."""
     config = folder / "config.json"
-    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "llama"
+    return config.is_file() and read_json(config).get("model_type") in RELEASED
 
 
 def _specialise(arguments: list[str]) -> str:
@@ -46,15 +48,8 @@ def _specialise(arguments: list[str]) -> str:
     from training.specialise.specialise import specialise
     from training.specialise.verdict import summary
 
-    words = [_with_underscores(word) for word in arguments]
-    recipe = parse_recipe(SpecialiseRecipe, words, command="python -m training specialise")
+    recipe = parse_recipe(SpecialiseRecipe, arguments, command="python -m training specialise")
     return summary(specialise(recipe), recipe.out)
-
-
-def _with_underscores(word: str) -> str:
-    """`--llm-model=x` as `--llm_model=x`: both spellings are known from other programs."""
-    name, equals, value = word.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
 
 
 COMMANDS = {

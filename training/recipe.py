@@ -11,18 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drama_models.hardware import Precision
+from drama_models.hardware import TrainingPrecision
 from drama_models.recipe import check_least
 from training.data.datasets import DatasetRecipe
 from training.encoders import EncoderRecipe
 from training.evaluation import EvaluationRecipe
-from training.objectives import Contrastive, Listwise, Matryoshka, RerankerDistillation, WeightedSum
+from training.objectives import Contrastive, FalseNegatives, Listwise, Matryoshka, RerankerDistillation, WeightedSum
 from training.objectives.matryoshka import check_sizes
 from training.objectives.weighted_sum import check_weights
 from training.prompts import InContextSettings
 
 if TYPE_CHECKING:
     from training.objectives import Objective
+    from training.objectives.similarity import Similarity
 
 LEAST = {
     "steps": 1, "batch_size": 1, "gradient_accumulation": 1, "chunk_tokens": 1, "log_every": 1, "save_every": 1,
@@ -63,6 +64,25 @@ class ObjectiveRecipe:
             if not 0 <= share < math.inf:
                 raise ValueError(f"{name}={share} must not be negative; 1 is usual, null leaves the term itself out.")
         self.build()
+
+    @classmethod
+    def specialisation(cls, *, similarity: Similarity = "cosine", dims: tuple[int, ...] = ()) -> ObjectiveRecipe:
+        """What specialises a retriever to a domain (Tamber et al., arXiv 2502.19712, section 3).
+
+            L = KL of the lists (student 0.05, teacher 0.3) + 0.1 * InfoNCE (0.01)
+
+        A negative whose teacher score is above 0.6 of the positive's is taken for a positive, and left out of InfoNCE.
+
+        Args:
+            similarity: of the retriever's embeddings.
+            dims: Matryoshka sizes, as the field.
+        """
+        return cls(
+            listwise=Listwise(student_temperature=0.05, teacher_temperature=0.3, similarity=similarity),
+            contrastive=Contrastive(temperature=0.01, false_negatives=FalseNegatives(share=0.6), similarity=similarity),
+            contrastive_weight=0.1,
+            dims=dims,
+        )
 
     def build(self) -> Objective:
         """The objective that this describes."""
@@ -135,7 +155,7 @@ class TrainRecipe:
     """Of AdamW."""
     max_grad_norm: float = 2.0
     """Gradients are clipped to this global norm."""
-    precision: Precision = "auto"
+    precision: TrainingPrecision = "auto"
     """fp32, bf16 (autocast), or auto: bf16 where the processor has it."""
     seed: int = 0
     """Of the order of queries, the draws of documents, dropout and everything else that is random."""

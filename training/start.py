@@ -16,12 +16,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.processors import TemplateProcessing
 
 from drama_models.errors import AttentionDirectionError, LengthError, ModelFolderError
 from drama_models.model_folder import check_llama_weights, read_json, tensor_shapes, weight_files
 from drama_models.profile import DECODERS, most_tokens
-from drama_models.tokenisation import load_tokenizer
+from drama_models.tokenisation import load_tokenizer, put_ends
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,8 +59,9 @@ def write_start_folder(backbone: Path, out: Path, *, bidirectional: bool) -> Non
     config.pop("auto_map", None)  # code that is never run
     if kind in DECODERS:
         config |= {"is_causal": not bidirectional, "use_bidirectional_attention": bidirectional, "use_cache": False}
-        set_tokenizer_ends(out)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if kind in DECODERS:
+        set_tokenizer_ends(out)
 
 
 def check_backbone(backbone: Path, *, bidirectional: bool, lengths: Mapping[str, int] | None = None) -> dict[str, Any]:
@@ -111,23 +111,23 @@ def _check_finite(files: Sequence[Path]) -> None:
 
 
 def set_tokenizer_ends(folder: Path) -> None:
-    """Let the folder's tokenizer put BOS (where it has one) and EOS around every text, also a truncated one.
+    """Let the folder's tokenizer put BOS (where it has one, and is to) and EOS around every text, also a truncated one.
 
     A tokenizer without a padding token gets EOS as its padding, since every client pads.
 
     Raises:
-        ModelFolderError: tokenizer.json is missing, there is no EOS, or it does not know the ends of
-            tokenizer_config.json.
+        ModelFolderError: tokenizer.json is missing, there is no EOS, or it does not know the ends that the folder
+            names.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelFolderError(f"{path} is missing; pass a folder with its tokenizer.")
     tokenizer = Tokenizer.from_file(str(path))
-    _set_ends(tokenizer, folder)
+    eos = put_ends(tokenizer, folder, needs_bos=False)
     tokenizer.save(str(path))
     named = read_json(folder / "tokenizer_config.json")
-    if _content(named.get("pad_token")) is None:
-        padded = named | {"pad_token": _content(named["eos_token"])}
+    if named.get("pad_token") is None:
+        padded = named | {"pad_token": eos}
         (folder / "tokenizer_config.json").write_text(
             json.dumps(padded, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
@@ -145,24 +145,9 @@ def encoder_tokenizer(backbone: Path, tokens: Sequence[str] = ()) -> Tokenizer:
     """
     tokenizer = load_tokenizer(backbone, set_ends=False)
     if read_json(backbone / "config.json").get("model_type") in DECODERS:
-        _set_ends(tokenizer, backbone)
+        put_ends(tokenizer, backbone, needs_bos=False)
     _add_tokens(tokenizer, tokens)
     return tokenizer
-
-
-def _set_ends(tokenizer: Tokenizer, folder: Path) -> None:
-    named = read_json(folder / "tokenizer_config.json")
-    bos, eos = (_content(named.get(f"{name}_token")) for name in ("bos", "eos"))
-    if eos is None:
-        raise ModelFolderError(f"{folder / 'tokenizer_config.json'} names no eos_token; add it.")
-    ends = [end for end in (bos, eos) if end is not None]
-    numbers = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(ends)]
-    if any(number is None for _, number in numbers):
-        raise ModelFolderError(
-            f"The tokenizer in {folder} does not know the ends {ends} of its tokenizer_config.json; fix one of the two."
-        )
-    template = ["$A", eos] if bos is None else [bos, "$A", eos]
-    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=numbers)
 
 
 def _add_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> None:
@@ -201,8 +186,3 @@ def _longer(table: Tensor, rows: int, seed: int) -> Tensor:
     known = table.float()
     noise = torch.randn(rows - len(table), table.shape[1], generator=torch.Generator().manual_seed(seed))
     return torch.cat([table, (known.mean(0) + known.std(0) * noise).to(table.dtype)])
-
-
-def _content(token: object) -> str | None:
-    """A token as tokenizer_config.json writes it: text, or an object around it."""
-    return token["content"] if isinstance(token, dict) else token  # type: ignore[return-value]

@@ -17,6 +17,7 @@ import torch
 from drama_models import checkpoints
 from drama_models.errors import TrainingError
 from drama_models.folders import atomic_folder
+from drama_models.layout import find_folders
 from drama_models.model_folder import read_json
 from drama_models.profile import DOCUMENT, EXAMPLES
 from drama_models.provenance import read_provenance, write_provenance
@@ -48,15 +49,17 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
         The provenance record of the made folder.
 
     Raises:
-        ModelFolderError: a backbone is not a complete folder, or cannot attend in the direction that is asked for.
+        ModelFolderError: a backbone is not a complete folder, cannot be found on the hub, has a damaged record of how
+            it was made, or cannot attend in the direction that is asked for.
         LengthError: texts may get longer than a backbone has position embeddings for.
         CollectionError: malformed data, unknown ids, or fewer queries than a batch.
         TrainingError: the loss became non-finite, dims beyond the embedding, an interrupted run had other settings or
             left a damaged checkpoint, or another run is making the same folder.
     """
-    source = recipe
-    recipe = as_published(recipe) if recipe.continue_retriever else recipe
+    source = as_found(recipe)
+    recipe = as_published(source) if recipe.continue_retriever else recipe
     check_backbones(recipe)
+    read_provenance(source.backbone)  # it goes into the made folder's own; a damaged one is told before training
     arguments = training_arguments(recipe)
     with arguments.main_process_first(local=False):  # caches are built once
         plan = open_plan(recipe, arguments)
@@ -66,7 +69,7 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
 
 
 def _train(source: TrainRecipe, recipe: TrainRecipe, plan: BatchPlan) -> dict[str, Any]:
-    """Train by a recipe whose steps are counted and whose encoders are known; `source` is what was asked for."""
+    """Train by a recipe whose steps are counted and whose encoders are known; `source` names their folders."""
     arguments = training_arguments(recipe)
     with arguments.main_process_first(local=False):
         if arguments.should_save:
@@ -92,6 +95,18 @@ def _train(source: TrainRecipe, recipe: TrainRecipe, plan: BatchPlan) -> dict[st
         _write_folder(source, recipe, model, trainer, plan)
     trainer.accelerator.wait_for_everyone()
     return read_provenance(recipe.out) or {}
+
+
+def as_found(recipe: TrainRecipe) -> TrainRecipe:
+    """The recipe with the folders of a retriever that it names as on the hub, or by one of two encoders.
+
+    Raises:
+        ModelFolderError: one of them cannot be found.
+    """
+    if not recipe.continue_retriever:
+        return recipe
+    query, document = find_folders(recipe.backbone, recipe.document_backbone, None)
+    return replace(recipe, backbone=query, document_backbone=document)
 
 
 def as_published(recipe: TrainRecipe) -> TrainRecipe:

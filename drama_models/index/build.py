@@ -49,19 +49,17 @@ def build_store(kind: Kind, rows: Rows) -> Store:
         return FlatStore(kind, rows.width, rows)
     if not len(rows) and not isinstance(kind, HNSW):
         raise IndexKindError(f"An index of kind {kind.name} learns from its documents; add some before it is saved.")
-    ranges = _ranges(rows)
     store: FaissStore
-    if isinstance(kind, Int8):
-        store = Int8Store(kind, rows.width, _scalar_quantiser(rows.width, ranges))
-    elif isinstance(kind, HNSW):
+    if isinstance(kind, HNSW):
         store = HNSWStore(kind, rows.width, _graph(kind, rows.width))
-    elif isinstance(kind, Binary):
-        store = BinaryStore(
-            kind, rows.width, _bits(rows.width), RescoringRows.empty(kind.rescored_with, rows.width, ranges)
-        )
+    elif isinstance(kind, Int8):
+        store = Int8Store(kind, rows.width, _scalar_quantiser(rows.width, _ranges(rows)))
     else:
-        kept = RescoringRows.empty(kind.rescored_with, rows.width, ranges)
-        store = IVFPQStore(kind, rows.width, _trained_lists(kind, rows), kept)
+        kept = RescoringRows.empty(kind.rescored_with, rows.width, _ranges(rows))
+        if isinstance(kind, Binary):
+            store = BinaryStore(kind, rows.width, _bits(rows.width), kept)
+        else:
+            store = IVFPQStore(kind, rows.width, _trained_lists(kind, rows), kept)
     for _, block in rows.blocks(ADDED_AT_ONCE):
         store.add(block)
     return store

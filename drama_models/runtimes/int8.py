@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from drama_models.errors import PrecisionError
 from drama_models.folders import atomic_folder, cache_folder
-from drama_models.hardware import processor_name
+from drama_models.hardware import processor_identity
 from drama_models.model_folder import weight_files
 from drama_models.runtimes.llama_runtime import LlamaEncoder, LlamaOnnxRuntime, read_llama
 from drama_models.runtimes.onnx_session import GRAPH_FILE, WEIGHTS_FILE, chosen_threads, kept_session
@@ -143,6 +143,6 @@ def _key(folder: Path, profile: Profile, texts: Sequence[str], min_cosine: float
 
     paths = [path.resolve() for path in (folder / "config.json", folder / "tokenizer.json", *weight_files(folder))]
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    here = [FORMAT, onnxruntime.__version__, processor_name()]
+    here = [FORMAT, onnxruntime.__version__, processor_identity()]
     wanted = [profile.pooling, profile.bidirectional, min_cosine, list(texts)]
     return hashlib.sha256(json.dumps([files, here, wanted]).encode()).hexdigest()[:32]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drama_models.errors import PrecisionError
+from drama_models.pooling import cosines
 from drama_models.runtimes.byte_products import quantised_rows, signed_bytes_are_exact
 from drama_models.runtimes.graph_names import INT8, WEIGHT
 from drama_models.runtimes.int8 import Int8Report
@@ -86,12 +87,12 @@ class Conversion:
                 by_loss = self._by_loss(exact, samples, expected)
             kept = by_loss[:number]
             tensors = self._quantised(exact, set(range(self.shape.layers)) - set(kept))
-            cosines = self._cosines(tensors, samples, expected)
-            if cosines.min() >= min_cosine:
-                report = Int8Report(float(cosines.min()), float(cosines.mean()), len(samples), tuple(sorted(kept)))
+            reached = self._cosines(tensors, samples, expected)
+            if reached.min() >= min_cosine:
+                report = Int8Report(float(reached.min()), float(reached.mean()), len(samples), tuple(sorted(kept)))
                 return tensors, report
         raise PrecisionError(
-            f"int8 reaches a smallest cosine of {cosines.min():.4f} on {len(samples)} sample texts, with {len(kept)} "
+            f"int8 reaches a smallest cosine of {reached.min():.4f} on {len(samples)} sample texts, with {len(kept)} "
             f"of {self.shape.layers} layers left in fp32; {min_cosine} is asked for. Use precision='fp32', or pass "
             "sample_texts that are like what you encode."
         )
@@ -127,12 +128,10 @@ class Conversion:
 
     def _cosines(
         self, tensors: Tensors, samples: Sequence[NDArray[np.int64]], expected: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.floating]:
         encoder = self.encoder(tensors)
         found = np.concatenate([encoder.embed([ids], self.profile.pooling) for ids in samples])
-        lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-        cosines: NDArray[np.float32] = (found * expected).sum(axis=1) / lengths
-        return cosines
+        return cosines(found, expected)
 
     def _encoder(
         self,

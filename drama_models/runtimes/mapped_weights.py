@@ -71,10 +71,6 @@ class MappedWeights(Mapping[str, "NDArray[Any]"]):
         """A tensor in float32, or whole numbers where it holds those; what needs no widening is a view of the file."""
         return _widened(self._tensors[name])
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, by the file's header."""
-        return self._tensors[name].data.shape
-
     def _map(self, path: Path) -> dict[str, _Tensor]:
         shapes = tensor_shapes(path)  # checks the header and the size
         with path.open("rb") as file:

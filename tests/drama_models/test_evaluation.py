@@ -66,6 +66,14 @@ def test_malformed_runs_are_refused(tmp_path: Path) -> None:
     path.write_text("q1 Q0 a 1 3.0 system\nq1 Q0 b\n", encoding="utf-8")
     with pytest.raises(CollectionError, match=r"run\.trec, line 2: expected `query Q0 document"):
         read_run(path)
+    for second, message in (
+        ("b 2 nan", "score of document 'b' is nan; it must be finite"),
+        ("a 2 1.0", "'a' occurs twice"),
+    ):
+        other = tmp_path / "other.trec"
+        other.write_text(f"q1 Q0 a 1 3.0 system\nq1 Q0 {second} system\n", encoding="utf-8")
+        with pytest.raises(CollectionError, match=rf"other\.trec, line 2: .*{message}"):
+            read_run(other)
     with pytest.raises(CollectionError, match="holds white space"):
         write_run(path, {"q 1": {"a": 1.0}})
     assert path.read_text(encoding="utf-8").startswith("q1 Q0 a")  # the old file stands

@@ -240,6 +240,11 @@ def test_a_damaged_record_is_one_sentence(content: str, tmp_path: Path) -> None:
         read_provenance(tmp_path)
 
 
+def test_an_input_that_is_not_there_is_no_input(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="someone/model"):
+        write_provenance(tmp_path, stage="pruning.slice", recipe={}, inputs={"model": "someone/model"}, figures={})
+
+
 def test_progress_is_one_line_for_people_and_one_for_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = ProgressLog(tmp_path / "log.jsonl", total=100, start=40)
     log.record(50, loss=0.41234, sparsity=0.5)

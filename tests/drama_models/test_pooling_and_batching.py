@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drama_models.batching import budget_batches, windows
-from drama_models.pooling import Pooling, finish, pool, pool_rows
+from drama_models.pooling import Pooling, cosines, finish, pool, pool_rows
 from drama_models.runtimes.padding import pad
 
 HIDDEN = np.random.default_rng(0).normal(size=(3, 5, 4))
@@ -24,6 +24,12 @@ def test_pooling_matches_plain_selection(mask: np.ndarray) -> None:
     np.testing.assert_allclose(pool(HIDDEN, mask, "mean"), [states.mean(axis=0) for states in real])
     np.testing.assert_allclose(pool(HIDDEN, mask, "last"), [states[-1] for states in real])
     np.testing.assert_allclose(pool(HIDDEN, mask, "cls"), [states[0] for states in real])
+
+
+def test_cosines_are_those_of_torch() -> None:
+    found, expected = HIDDEN[0], HIDDEN[1]
+    wanted = torch.nn.functional.cosine_similarity(torch.from_numpy(found), torch.from_numpy(expected))
+    np.testing.assert_allclose(cosines(found, expected), wanted)
 
 
 @pytest.mark.parametrize("dim", [None, 3, 1])

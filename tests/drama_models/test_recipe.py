@@ -45,6 +45,26 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Raised:
+    """Nested settings of two words."""
+
+    high_up: int = 0
+    """How high."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dashed:
+    """Settings of two words each."""
+
+    out: Path
+    """Folder to make."""
+    inner_part: Raised = field(default_factory=Raised)
+    """Nested."""
+    free_form: dict[str, float] = field(default_factory=dict)
+    """Anything."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """Settings that may be left out as a whole."""
 
@@ -73,6 +93,12 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text("out: made\nsteps: 20\ndims: [16, 8]\ninner: {width: 3}\nfree: {a: 0.5, b: 1}\n", encoding="utf-8")
     return path
+
+
+def test_dashes_stand_for_underscores_but_in_names_that_are_free() -> None:
+    words = ["--out=a-b", "--inner-part.high-up=2", "--free-form.some-key", "0.5"]
+    recipe = parse_recipe(Dashed, words, command="x")
+    assert recipe == Dashed(out=Path("a-b"), inner_part=Raised(high_up=2), free_form={"some-key": 0.5})
 
 
 def test_file_then_overrides(recipe: Path) -> None:

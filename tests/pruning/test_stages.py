@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from drama_models.checkpoints import claim, last_checkpoint, writing_folder
-from drama_models.errors import CorpusError, ShapeError, TrainingError
+from drama_models.errors import CorpusError, ModelFolderError, ShapeError, TrainingError
 from drama_models.provenance import chain, read_provenance
 from pruning.corpus import Corpus, tokenise
 from pruning.held_out import held_out_figures
-from pruning.learn_masks import LearnMasksRecipe, MaskTrainer, learn_masks, load_masks, mask_optimizer
+from pruning.learn_masks import MASKS, LearnMasksRecipe, MaskTrainer, learn_masks, load_masks, mask_optimizer
 from pruning.masked_model import MaskedCausalLM
 from pruning.masks import Masks
 from pruning.recover import RecoverRecipe, recover
@@ -117,6 +118,28 @@ def test_masks_that_have_not_converged_are_not_cut(llama_folder: Path, corpus_fo
     with pytest.raises(TrainingError, match=r"hidden expects 4\d\.\d, target 32.*--force"):
         load_masks(tmp_path / "masks")
     assert (load_masks(tmp_path / "masks", force=True)["hidden"] != 0).sum() == 32
+
+
+@pytest.mark.parametrize("damage", ["text", "list", "shape", "size", "absent", "cut", "gate"])
+def test_damaged_masks_are_told_in_a_sentence(damage: str, masks_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    shapes = json.loads((masks_folder / "masks.json").read_text(encoding="utf-8"))
+    state = load_file(masks_folder / MASKS)
+    if damage == "shape":
+        del shapes["source"]["num_heads"]
+    if damage == "size":
+        shapes["source"]["hidden_size"] += 8
+    if damage == "gate":
+        del state["log_alpha.head"]
+    written = {"text": '{"source"', "list": "[]"}.get(damage, json.dumps(shapes))
+    (folder / "masks.json").write_text(written, encoding="utf-8")
+    if damage != "absent":
+        save_file(state, folder / MASKS)
+    if damage == "cut":
+        (folder / MASKS).write_bytes((folder / MASKS).read_bytes()[:-8])
+    with pytest.raises(ModelFolderError, match=r"The masks in .* are damaged \(.*; run learn-masks again"):
+        load_masks(folder)
 
 
 def recover_recipe(model: Path, corpus: Path, out: Path, **changes: Any) -> RecoverRecipe:

@@ -14,7 +14,7 @@ from training.augment.deduplicate import duplicate_positions, normalise
 from training.augment.filter import Percentiles, first_of_full_list, found_by_retriever
 from training.augment.generate import clean_query, parse_task_query
 from training.augment.rerank import parse_order
-from training.data.supervision import RankWindows, label_pools
+from training.data.supervision import RankWindows
 
 Case = dict[str, Any]
 
@@ -59,9 +59,8 @@ def rerank_parse(case: Case, data: Case, tolerance: Tolerance) -> None:
     equal(found.complete, wanted["complete"], "complete")
     if given["hard_negatives"] is not None:
         windows = RankWindows(k=given["passages"], positives=1, negatives=given["hard_negatives"])
-        positives, negatives = label_pools([str(number) for number in found.order], windows)
-        equal(int(positives[0]), wanted["positive"], "positive")
-        equal([int(number) for number in negatives], wanted["hard_negatives"], "hard negatives")
+        equal(found.order[0], wanted["positive"], "positive")
+        equal(found.order[windows.end], wanted["hard_negatives"], "hard negatives")
 
 
 def retriever_filter(case: Case, data: Case, tolerance: Tolerance) -> None:

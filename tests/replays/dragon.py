@@ -14,7 +14,7 @@ from tests.replays.compare import Tolerance, equal
 from training.data.batches import PlannedBatch, lay_out, read_texts
 from training.data.datasets import DatasetRecipe, open_datasets
 from training.data.examples import TrainingExample, write_examples
-from training.data.supervision import RankWindows, Supervision, label_pools
+from training.data.supervision import RankWindows, Supervision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,8 @@ def pools(case: Case, data: Case, tolerance: Tolerance) -> None:
     ours = {}
     for query, ranked in case["input"]["ranked_lists"].items():
         scores = {str(document): score for document, score in ranked}
-        positives, negatives = label_pools([str(document) for document, _ in ranked], WINDOWS)
+        documents = [str(document) for document, _ in ranked]
+        positives, negatives = documents[WINDOWS.top], documents[WINDOWS.end]
         if positives:
             ours[query] = {"positives": positives, "negatives": negatives}, scores
     equal(sorted(ours), sorted(case["output"]), "queries")
@@ -56,7 +57,8 @@ def progressive(case: Case, data: Case, tolerance: Tolerance) -> None:
         hitting = [teacher for teacher in active if lists[teacher].get(query)]
         equal(hitting, [source["teacher"] for source in sources], f"{query}: teachers")
         for source in sources:
-            positives, negatives = label_pools(lists[source["teacher"]][query], WINDOWS)
+            ranked = lists[source["teacher"]][query]
+            positives, negatives = ranked[WINDOWS.top], ranked[WINDOWS.end]
             equal(positives, source["positive_pool"], f"{query}: positive_pool of {source['teacher']}")
             equal(negatives, source["negative_pool"], f"{query}: negative_pool of {source['teacher']}")
             np.testing.assert_allclose(1 / len(hitting), source["probability"], atol=1e-9)
@@ -145,7 +147,7 @@ def positive_distribution(lists: Sequence[Sequence[str]], windows: RankWindows) 
         Document, chance, and sum of reciprocal ranks over the teachers that could draw it; the most likely first,
         ties by that sum, then by id.
     """
-    tops = [label_pools(ranked, windows)[0] for ranked in lists if ranked]
+    tops = [ranked[windows.top] for ranked in lists if ranked]
     chance: dict[str, float] = {}
     reciprocal: dict[str, float] = {}
     for top in tops:

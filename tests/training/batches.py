@@ -13,9 +13,9 @@ from training.objectives import (
     Objective,
     OrderedDistillation,
     RerankerDistillation,
-    Specialisation,
     WeightedSum,
 )
+from training.recipe import ObjectiveRecipe
 
 B, N, D = 4, 3, 16
 
@@ -61,7 +61,7 @@ def objectives() -> dict[str, Objective]:
         "reranker distillation": RerankerDistillation(temperature=0.1),
         "ordered distillation": OrderedDistillation(temperature=0.1),
         "bge-en-icl": icl,
-        "specialisation": Specialisation(),
+        "specialisation": ObjectiveRecipe.specialisation().build(),
         "matryoshka": Matryoshka(objective=contrastive, dims=(16, 8, 4), weights=(1.0, 0.5, 0.25)),
         "matryoshka of a sum": Matryoshka(objective=icl, dims=(16, 6)),
     }

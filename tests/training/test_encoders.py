@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -21,10 +22,12 @@ from transformers import BertConfig, BertModel, MistralConfig, MistralModel, Pre
 from drama_models import Encoder
 from drama_models.attention import PACKED
 from drama_models.errors import AttentionDirectionError, MissingExtraError, ModelFolderError, TrainingError
+from drama_models.model_folder import read_json
+from drama_models.tokenisation import load_tokenizer
 from tests.conftest import TEXTS, make_tokenizer
 from training.encoders import EncoderRecipe, Kind, build_encoder, embed, load_adapters, merge_lora, tokenise
 from training.lora import Lora
-from training.start import write_start_folder
+from training.start import encoder_tokenizer, write_start_folder
 
 SOME = [TEXTS[0], TEXTS[3] * 2, TEXTS[5], "short", TEXTS[0] + "!"]
 SIZES: dict[str, Any] = {
@@ -284,23 +287,46 @@ def test_tokens_end_with_the_ends_also_where_a_text_is_cut(backbones: dict[str, 
     assert all((row[0], row[-1]) == (0, 1) for row in ids)
 
 
-def test_a_tokenizer_without_bos_or_padding_becomes_usable(llama_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "llama"
-    write_start_folder(llama_folder, folder, bidirectional=True)
-    named = json.loads((folder / "tokenizer_config.json").read_text())
-    for name in ("bos_token", "pad_token"):
-        del named[name]
-    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+@pytest.mark.parametrize(
+    ("named", "numbers", "ends"),
+    [
+        ({"bos_token": "<s>", "eos_token": "</s>"}, {}, (0, 1)),
+        ({}, {"bos_token_id": 0, "eos_token_id": [1]}, (0, 1)),  # by number only
+        ({"eos_token": "</s>"}, {}, (None, 1)),  # it has no BOS
+        ({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False}, {"bos_token_id": 0}, (None, 1)),
+    ],
+)
+def test_ends_are_those_that_the_folder_names_and_pad_too(
+    named: dict[str, Any], numbers: dict[str, Any], ends: tuple[int | None, int], llama_folder: Path, tmp_path: Path
+) -> None:
+    folder = folder_with_ends(llama_folder, tmp_path / "llama", named, numbers)
     write_start_folder(folder, tmp_path / "start", bidirectional=True)
     model = build_encoder(tmp_path / "start", EncoderRecipe(max_length=24), device="cpu")
     (ids,) = tokenise(model, ["a"], "query")
-    assert ids.tolist()[-1] == 1
-    assert ids.tolist()[0] != 0
+    assert encoder_tokenizer(folder).encode("a").ids == ids.tolist()
+    assert [number for number in ids.tolist() if number in (0, 1)] == [end for end in ends if end is not None]
     assert model.tokenizer.pad_token_id == 1
-    del named["eos_token"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(named))
-    with pytest.raises(ModelFolderError, match="names no eos_token"):
-        write_start_folder(folder, tmp_path / "other", bidirectional=True)
+    if ends[0] is not None or "add_bos_token" in named:  # where encoding sets the ends itself, it sets the same
+        assert load_tokenizer(folder, set_ends=True).encode("a").ids == ids.tolist()
+
+
+@pytest.mark.parametrize("named", [{"bos_token": "<s>"}, {"bos_token": "<unheard>", "eos_token": "</s>"}])
+def test_ends_that_are_not_there_are_refused(named: dict[str, Any], llama_folder: Path, tmp_path: Path) -> None:
+    folder = folder_with_ends(llama_folder, tmp_path / "llama", named, {})
+    with pytest.raises(ModelFolderError, match=r"names no (bos|eos)_token that tokenizer\.json knows"):
+        write_start_folder(folder, tmp_path / "start", bidirectional=True)
+
+
+def folder_with_ends(source: Path, folder: Path, named: dict[str, Any], numbers: dict[str, Any]) -> Path:
+    """A copy of a Llama that names these ends in tokenizer_config.json, and these in config.json."""
+    shutil.copytree(source, folder)
+    for name, keys, ends in (
+        ("tokenizer_config.json", ("bos_token", "eos_token", "pad_token"), named),
+        ("config.json", ("bos_token_id", "eos_token_id"), numbers),
+    ):
+        stored = {key: value for key, value in read_json(folder / name).items() if key not in keys}
+        (folder / name).write_text(json.dumps(stored | ends), encoding="utf-8")
+    return folder
 
 
 @pytest.mark.parametrize(

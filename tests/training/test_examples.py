@@ -11,7 +11,7 @@ from drama_models import BM25
 from drama_models.errors import CollectionError
 from training.augment.mine import mine_negatives
 from training.data.examples import TrainingExample, read_examples, write_examples
-from training.data.supervision import RankWindows, label_pools
+from training.data.supervision import RankWindows
 
 DOCUMENTS = {f"d{number}": f"common word number {number} " + "rare " * (number == 3) for number in range(30)}
 
@@ -50,8 +50,6 @@ def test_a_broken_example_is_named(tmp_path: Path, line: str, message: str) -> N
 def test_windows_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit into k=10; set a larger k"):
         RankWindows(k=10, positives=5, negatives=6)
-    assert label_pools(["a", "b", "c", "d"], RankWindows(k=4, positives=1, negatives=2)) == (["a"], ["c", "d"])
-    assert label_pools(["a"], RankWindows(k=4, positives=1, negatives=2)) == (["a"], [])
 
 
 def test_mined_negatives_are_the_teachers_ranks_without_positives() -> None:

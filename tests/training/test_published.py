@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import AutoTokenizer
 
 from drama_models import Collection, Encoder, Profile, evaluate
+from drama_models.folders import sha256_of_folder
 from drama_models.model_folder import read_json
 from drama_models.prompts import IN_CONTEXT, INSTRUCTED
+from drama_models.provenance import read_provenance
 from drama_models.tokenisation import load_tokenizer
 from tests.conftest import TEXTS, make_llama, train_recipe
 from tests.drama_models.published_models import WEB_SEARCH, write_bge_en_icl, write_bge_gemma2, write_dragon
@@ -74,7 +77,12 @@ def test_a_trained_dragon_reads_titles_as_the_published_one(
     recipe = as_published(plain)
     batch = open_plan(recipe, training_arguments(recipe)).batch(0)
     assert all(separator in text for text, absent in zip(batch.documents, batch.absent, strict=True) if not absent)
-    figures = train(plain)["figures"]
+    record = train(plain)
+    figures = record["figures"]
+    named = {"backbone": query, "document_backbone": context}  # found by the name of the other
+    assert {role: record["inputs"][role]["sha256"] for role in named} == {
+        role: sha256_of_folder(folder) for role, folder in named.items()
+    }
     before, after = Encoder.from_pretrained(query), Encoder.from_pretrained(tmp_path / "made", runtime="torch")
     assert {each.document_encoder.profile.title_separator for each in (before, after)} == {separator}
     documents, queries = list(Collection(collection_folder).documents()), Collection(collection_folder).queries()
@@ -87,6 +95,27 @@ def test_a_trained_dragon_reads_titles_as_the_published_one(
         found[between] = evaluate(dict(zip(qrels, rows, strict=True)), qrels)["ndcg@10"]
     assert figures["best_ndcg@10"] == pytest.approx(found[separator], abs=1e-6)  # a rate of 0 changes nothing
     assert figures["best_ndcg@10"] != pytest.approx(found[" "], abs=1e-4)
+
+
+def test_a_retriever_named_as_on_the_hub_is_recorded_by_its_files(
+    retriever_folder: Path,
+    collection_folder: Path,
+    examples_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fetched, commit = tmp_path / "hub" / "models--someone--small", "0" * 40
+    shutil.copytree(retriever_folder, fetched / "snapshots" / commit)
+    (fetched / "refs").mkdir()
+    (fetched / "refs" / "main").write_text(commit, encoding="utf-8")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    recipe = train_recipe(
+        Path("someone/small"), collection_folder, examples_file, tmp_path / "made", continue_retriever=True, steps=1
+    )
+    record = train(recipe)
+    assert record["inputs"]["backbone"]["sha256"] == sha256_of_folder(retriever_folder)
+    assert record["parent"] == read_provenance(retriever_folder) is not None
 
 
 @pytest.mark.parametrize("separator", ["\n", ": ", ":", " "])

@@ -135,6 +135,11 @@ def test_every_field_of_a_recipe_says_where_it_comes_from(name: str) -> None:
     assert {line.strip().partition(":")[0] for line in bare} <= told
 
 
+def test_specialising_by_hand_minimises_what_the_command_does(tmp_path: Path) -> None:
+    recipe = load_recipe(TrainRecipe, RECIPES / "specialisation.yaml", out=tmp_path / "made")
+    assert recipe.objective == ObjectiveRecipe.specialisation()
+
+
 def test_a_forecast_counts_what_will_be_trained(llama_folder: Path, data: dict[str, Path], tmp_path: Path) -> None:
     recipe = load_recipe(TrainRecipe, RECIPES / "drama-base.yaml", out=tmp_path / "made")
     small = replace(miniature(recipe, llama_folder, data), epochs=2.0)

@@ -247,9 +247,22 @@ def test_objectives_refuse_nonsense() -> None:
         ObjectiveRecipe(contrastive=None)
 
 
-@pytest.mark.parametrize(("kind", "following"), [("llama", "python -m export release"), ("bert", "drama index")])
+@pytest.mark.parametrize(
+    ("kind", "two_encoders", "following"),
+    [
+        ("llama", False, "python -m export release"),
+        ("bert", False, "python -m export release"),
+        ("bert", True, "drama index"),
+    ],
+)
 def test_the_command_says_what_it_made_and_what_comes_next(
-    kind: str, following: str, llama_folder: Path, collection_folder: Path, examples_file: Path, tmp_path: Path
+    kind: str,
+    two_encoders: bool,
+    following: str,
+    llama_folder: Path,
+    collection_folder: Path,
+    examples_file: Path,
+    tmp_path: Path,
 ) -> None:
     backbone = llama_folder
     if kind == "bert":
@@ -264,6 +277,7 @@ def test_the_command_says_what_it_made_and_what_comes_next(
         tokenizer.save_pretrained(backbone)
     dataset = {"name": "a", "task": "retrieval", "collection": str(collection_folder), "examples": str(examples_file)}
     settings = {"backbone": str(backbone), "datasets": [dataset], "steps": 1, "batch_size": 4, "device": "cpu"}
+    settings["encoder"] = {"two_encoders": two_encoders}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     said = COMMANDS["train"][0]([str(tmp_path / "recipe.yaml"), f"--out={tmp_path / 'made'}"])
     assert said.startswith(f"made {tmp_path / 'made'} from 96 examples in 1 steps; next: {following} ")

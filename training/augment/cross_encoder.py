@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Pair = tuple[str, str]  # query, passage
 
 KEY_BYTES = 16
+NO_PICKLE = {"use_safetensors": True}  # stock loading takes pytorch_model.bin where there is nothing else
 
 
 class CrossEncoderReranker:
@@ -89,11 +90,14 @@ def load_cross_encoder(model: str, device: str | None = None) -> CrossEncoder:
     from sentence_transformers import CrossEncoder
 
     try:
-        loaded = CrossEncoder(model, device=device)
+        loaded = CrossEncoder(model, device=device, model_kwargs=NO_PICKLE)
         untrained = _untrained_head(loaded[0])
     except (OSError, ValueError, KeyError) as error:
         words = " ".join(str(error).split())[:200]
-        raise ModelFolderError(f"{model} is no cross-encoder that can be loaded ({words}); pass its folder.") from None
+        raise ModelFolderError(
+            f"{model} is no cross-encoder that can be loaded ({words}); "
+            "pass the folder of one whose weights are safetensors."
+        ) from None
     if loaded.num_labels != 1:
         raise ModelFolderError(f"{model} gives {loaded.num_labels} scores; pass a cross-encoder with one.")
     if untrained:
@@ -111,7 +115,7 @@ def _untrained_head(module: Any) -> list[str]:
     if module.transformer_task != "sequence-classification":  # the score is a token's, or a module's of its own
         return []
     model, loaded = AutoModelForSequenceClassification.from_pretrained(
-        module.model.name_or_path, output_loading_info=True, device_map="meta"
+        module.model.name_or_path, output_loading_info=True, device_map="meta", **NO_PICKLE
     )
     return sorted(name for name in loaded["missing_keys"] if not name.startswith(f"{model.base_model_prefix}."))
 

@@ -26,11 +26,13 @@ from drama_models.errors import CollectionError
 from drama_models.folders import atomic_folder
 from drama_models.provenance import write_provenance
 from training.augment.runs import stream_run
-from training.data.examples import TrainingExample, read_examples
+from training.data.examples import TrainingExample, read_examples, write_examples
 
 if TYPE_CHECKING:
     from collections.abc import Collection as Container
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import ArrayLike
 
     from training.augment.runs import Hits
 
@@ -83,7 +85,7 @@ class Percentiles:
     high: float
 
     @classmethod
-    def of(cls, scores: Sequence[float] | array[float]) -> Percentiles:
+    def of(cls, scores: ArrayLike) -> Percentiles:
         """The 1st, 25th and 99th percentile, interpolated linearly; at least one score."""
         return cls(*(float(value) for value in np.percentile(np.asarray(scores), [LOW, WEAK, HIGH])))
 
@@ -155,11 +157,7 @@ def filter_examples(recipe: FilterRecipe) -> dict[str, Any]:
     filtering.keep_found()
     filtering.collect_scores()
     with atomic_folder(recipe.out) as partial:
-        count = 0
-        with (partial / "examples.jsonl").open("w", encoding="utf-8") as file:
-            for example in filtering.passed():
-                file.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
-                count += 1
+        count = write_examples(partial / "examples.jsonl", filtering.passed())
         if not count:
             drops = ", ".join(f"{each.name} dropped {each.dropped:,}" for each in filtering.filters)
             raise CollectionError(

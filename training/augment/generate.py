@@ -24,7 +24,7 @@ from training.augment.llm import ChatClient, ChatRequest, Endpoint, Sampling
 from training.augment.sentences import word_count
 from training.augment.templates import draw_examples, load_examples, load_prompt
 from training.augment.untrusted import delimited
-from training.data.examples import TrainingExample
+from training.data.examples import TrainingExample, example_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,7 +113,7 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
                     _write(rejected, {"document": document.id, "kind": kind, "reason": reason, "answer": said})
                 else:
                     figures["kept"][kind] += 1
-                    _write(examples, asdict(_example(document.id, kind, found.query)))
+                    examples.write(example_line(_example(document.id, kind, found.query)))
         if not figures["kept"]:
             raise EndpointError(
                 f"None of {total:,} answers of {recipe.llm.model} is a query ({_most(figures['rejected'])}); "

@@ -19,7 +19,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -27,6 +26,7 @@ from urllib.parse import urlsplit
 import httpx2
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from drama_models.batching import windows
 from drama_models.errors import EndpointError
 from drama_models.progress import ProgressLog
 from drama_models.ray_workers import ray_cluster
@@ -199,12 +199,11 @@ class ChatClient:
             MissingExtraError: Ray is not installed.
             ClusterError: its cluster is not there, or a worker keeps dying.
         """
-        remaining = iter(items)
         reports = _Reports(self.this_run, total)
         size = BLOCK_REQUESTS * (BLOCKS_ON_RAY if self._workers else 1)
         running = ray_cluster(self._workers) if self._workers else nullcontext()
         with running, closing(AnswerCache(self.cache_path)) as cache:
-            while block := list(islice(remaining, size)):
+            for block in windows(items, size):
                 keys = [request.key(self.endpoint.model) for _, request in block]
                 wanted = {key: request for key, (_, request) in zip(keys, block, strict=True)}
                 missing = {key: request for key, request in wanted.items() if cache.get(key) is None}

@@ -25,9 +25,10 @@ from drama_models.bulk import encode_shards, read_shards
 from drama_models.collection import Collection
 from drama_models.encoder import Encoder
 from drama_models.errors import CollectionError
+from drama_models.evaluation import run_lines
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.ray_workers import Engine
-from training.augment.runs import read_queries, run_lines, stream_run, write_in_parts, write_record
+from training.augment.runs import read_queries, stream_run, write_in_parts, write_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -14,19 +14,21 @@ import re
 import shutil
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drama_models.batching import windows
 from drama_models.collection import Collection
 from drama_models.errors import CollectionError, EndpointError
+from drama_models.evaluation import run_lines
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.tokenisation import load_tokenizer
 from training.augment.cross_encoder import CrossEncoderReranker, cross_encoder_identity
 from training.augment.llm import ChatClient, ChatRequest, Endpoint, Sampling
-from training.augment.runs import read_queries, run_lines, stream_run, write_in_parts, write_record
+from training.augment.runs import read_queries, stream_run, write_in_parts, write_record
 from training.augment.templates import Prompt, load_prompt
 from training.augment.untrusted import CLOSE, OPEN, neutralise
 from training.data.documents import TextStore
@@ -179,7 +181,7 @@ def even_limit(lengths: Sequence[int], budget: int) -> int:
     return ordered[-1]
 
 
-def windows(count: int, window: int, step: int) -> list[tuple[int, int]]:
+def sliding_spans(count: int, window: int, step: int) -> list[tuple[int, int]]:
     """Start and end of each window of a list, from the list's end to its start."""
     starts = list(range(max(count - window, 0), 0, -step))
     return [(start, start + window) for start in starts] + [(0, min(window, count))]
@@ -210,7 +212,7 @@ class ListwiseReranker:
             EndpointError: the endpoint does not answer.
         """
         orders = [list(range(len(texts))) for texts in passages]
-        spans = [windows(len(texts), self.settings.window, self.settings.step) for texts in passages]
+        spans = [sliding_spans(len(texts), self.settings.window, self.settings.step) for texts in passages]
         unanswered: set[int] = set()
         for round_number in range(max(map(len, spans), default=0)):
             asked = []
@@ -312,7 +314,7 @@ def _rerank_listwise(
     client = ChatClient(llm, recipe.cache or recipe.out.parent / f"{recipe.out.name}.answers")
     reranker = ListwiseReranker(client, recipe.listwise)
     with atomic_file(recipe.out) as partial, partial.open("w", encoding="utf-8") as file:
-        while block := list(islice(lists, LISTWISE_QUERIES)):
+        for block in windows(lists, LISTWISE_QUERIES):
             orders = reranker.rerank([query for _, query, _ in block], [passages.of(hits) for _, _, hits in block])
             for (key, _, hits), order in zip(block, orders, strict=True):
                 if order is None:

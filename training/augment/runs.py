@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
+from drama_models.batching import windows
 from drama_models.collection import Collection
 from drama_models.errors import CollectionError
-from drama_models.evaluation import write_run
+from drama_models.evaluation import add_hit, run_rows, write_run
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.provenance import installed_versions, plain_settings
 from training.data.examples import read_examples
@@ -77,10 +76,10 @@ def write_in_parts(
     """
     parts = out.parent / f".{out.name}.parts"
     parts.mkdir(parents=True, exist_ok=True)
-    remaining, count = iter(queries), 0
+    count = 0
     paths: list[Path] = []
     with tqdm(desc=f"search with {name}", unit=" queries", disable=None) as bar:
-        while block := list(islice(remaining, part_queries)):
+        for block in windows(queries, part_queries):
             digest = hashlib.sha256(json.dumps([dict(job), name, block], sort_keys=True).encode()).hexdigest()
             path = parts / f"{len(paths):06}-{digest[:20]}.run"
             if not path.is_file():
@@ -112,11 +111,6 @@ def write_record(out: Path, stage: str, recipe: object, figures: dict[str, Any])
         partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def run_lines(query: str, hits: Hits, name: str) -> Iterator[str]:
-    """Lines of a TREC run for one query, hits in the order given."""
-    return (f"{query} Q0 {key} {rank} {score:.9g} {name}\n" for rank, (key, score) in enumerate(hits, start=1))
-
-
 def stream_run(path: str | Path) -> Iterator[tuple[str, Hits]]:
     """Each query of a TREC run with its hits by falling score, ties as in the file; one query is held at a time.
 
@@ -129,43 +123,19 @@ def stream_run(path: str | Path) -> Iterator[tuple[str, Hits]]:
         raise CollectionError(f"There is no run at {path}; pass a TREC run file, such as `mine` makes.")
     seen: set[str] = set()
     query, hits = "", dict[str, float]()
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            key, document, score = _fields(path, number, line)
-            if key != query:
-                if hits:
-                    yield query, _by_score(hits)
-                if key in seen:
-                    raise CollectionError(
-                        f"{path}, line {number}: lines of query {key!r} must stand together; sort the file by query."
-                    )
-                seen.add(key)
-                query, hits = key, {}
-            if document in hits:
+    for number, key, document, score in run_rows(path):
+        if key != query:
+            if hits:
+                yield query, _by_score(hits)
+            if key in seen:
                 raise CollectionError(
-                    f"{path}, line {number}: document {document!r} occurs twice in the list of query {query!r}; leave "
-                    "one of them out."
+                    f"{path}, line {number}: lines of query {key!r} must stand together; sort the file by query."
                 )
-            hits[document] = score
+            seen.add(key)
+            query, hits = key, {}
+        add_hit(hits, query, document, score, place=(path, number))
     if hits:
         yield query, _by_score(hits)
-
-
-def _fields(path: Path, number: int, line: bytes) -> tuple[str, str, float]:
-    """Query, document and score of a line."""
-    try:
-        query, _, document, _, score, *_ = line.decode().split()
-        value = float(score)
-    except ValueError:
-        found = line[:80].decode("utf-8", "replace").strip()
-        raise CollectionError(
-            f"{path}, line {number}: expected `query Q0 document rank score name` in UTF-8, found {found!r}."
-        ) from None
-    if not math.isfinite(value):
-        raise CollectionError(
-            f"{path}, line {number}: the score of document {document!r} is {score}; it must be finite."
-        )
-    return query, document, value
 
 
 def _by_score(hits: dict[str, float]) -> Hits:

@@ -58,10 +58,15 @@ def write_examples(path: str | Path, examples: Iterable[TrainingExample]) -> int
     count = 0
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for example in examples:
-            fields = {name: value for name, value in asdict(example).items() if value or name != "category"}
-            file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+            file.write(example_line(example))
             count += 1
     return count
+
+
+def example_line(example: TrainingExample) -> str:
+    """An example as a line of its file; a category that it does not have is left out."""
+    fields = {name: value for name, value in asdict(example).items() if value or name != "category"}
+    return json.dumps(fields, ensure_ascii=False) + "\n"
 
 
 def read_examples(path: str | Path) -> Iterator[TrainingExample]:

@@ -141,11 +141,6 @@ class RankedQueries:
     def __len__(self) -> int:
         return len(self._rows)
 
-    @property
-    def dropped(self) -> int:
-        """Queries without a hit from any teacher."""
-        return len(self._queries) - len(self)
-
     def query_ids(self, rows: NDArray[np.int64]) -> list[str]:
         """Id of each query."""
         return self._queries.ids(self._query_rows(rows))
@@ -197,8 +192,8 @@ class RankedQueries:
         for place, number in enumerate(active):
             mine = np.flatnonzero((chosen == place) & (choices > 0))
             windows, teacher = self._windows[number], self.teachers[number]
-            top = teacher.ranked(queries[mine], 0, windows.positives)
-            end = teacher.ranked(queries[mine], windows.k - windows.negatives, windows.k)
+            top = teacher.ranked(queries[mine], windows.top.start, windows.top.stop)
+            end = teacher.ranked(queries[mine], windows.end.start, windows.end.stop)
             for index, *found in zip(mine.tolist(), *top, *end, strict=True):
                 pools.positives[index], pools.positive_scores[index] = found[0], found[1]
                 pools.negatives[index], pools.negative_scores[index] = found[2], found[3]

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +31,16 @@ class RankWindows:
             raise ValueError(
                 f"positives={self.positives} and negatives={self.negatives} do not fit into k={self.k}; set a larger k."
             )
+
+    @property
+    def top(self) -> slice:
+        """Places of the positives in a ranked list."""
+        return slice(0, self.positives)
+
+    @property
+    def end(self) -> slice:
+        """Places of the hard negatives; a list shorter than k has those of them that it reaches."""
+        return slice(self.k - self.negatives, self.k)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +94,3 @@ class Supervision:
         if self.newest_only_at_end and iteration == teachers:
             return range(teachers - 1, teachers)
         return range(iteration)
-
-
-def label_pools(ranked_ids: Sequence[str], windows: RankWindows) -> tuple[list[str], list[str]]:
-    """Positive and hard-negative ids of a ranked list, best first.
-
-    A list shorter than k keeps its positives; its negatives are those of its documents whose ranks fall into the
-    window.
-    """
-    counted = list(ranked_ids[: windows.k])
-    return counted[: windows.positives], counted[windows.k - windows.negatives :]

@@ -15,7 +15,6 @@ from training.objectives.multilayer import Multilayer
 from training.objectives.objective import Objective
 from training.objectives.ordered_distillation import OrderedDistillation
 from training.objectives.reranker_distillation import RerankerDistillation
-from training.objectives.specialisation import Specialisation
 from training.objectives.weighted_sum import WeightedSum
 
 __all__ = [
@@ -28,6 +27,5 @@ __all__ = [
     "Objective",
     "OrderedDistillation",
     "RerankerDistillation",
-    "Specialisation",
     "WeightedSum",
 ]

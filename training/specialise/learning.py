@@ -1,8 +1,8 @@
 """Training on the labelled lists: listwise distillation with a small contrastive term, at all trained sizes.
 
-Temperatures, weights and the share of false negatives are those of https://arxiv.org/abs/2502.19712, section 3. The
-checkpoint with the best nDCG@10 on the dev queries is kept: they are searched in the passages that any ranker found
-for them and a draw of others, so that an evaluation does not take longer than the training.
+The objective is that of https://arxiv.org/abs/2502.19712, section 3. The checkpoint with the best nDCG@10 on the dev
+queries is kept: they are searched in the passages that any ranker found for them and a draw of others, so that an
+evaluation does not take longer than the training.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from training.data.datasets import DatasetRecipe
 from training.data.examples import read_examples
 from training.encoders import EncoderRecipe
 from training.evaluation import EvaluationRecipe
-from training.objectives import Contrastive, Listwise
-from training.objectives.false_negatives import FalseNegatives
 from training.recipe import ObjectiveRecipe, TrainRecipe
 from training.specialise.lists import lists_of
 from training.specialise.splitting import drawn
@@ -80,18 +78,14 @@ def train_recipe(recipe: SpecialiseRecipe, folder: RunFolder, model: Encoder, ex
     """
     batch = max(min(FEWEST_QUERIES, examples), min(recipe.batch_size, examples // FEWEST_STEPS))
     steps = max(1, round(recipe.epochs * (examples // batch)))
-    similarity: dict[str, Any] = {} if model.profile.normalise else {"similarity": "dot"}
     return TrainRecipe(
         backbone=recipe.model,
         out=folder.retriever,
         continue_retriever=True,
         encoder=EncoderRecipe(dropout=0.0),
         query_length=min(QUERY_TOKENS, model.profile.max_length),
-        objective=ObjectiveRecipe(
-            listwise=Listwise(student_temperature=0.05, teacher_temperature=0.3, **similarity),
-            contrastive=Contrastive(temperature=0.01, false_negatives=FalseNegatives(share=0.6), **similarity),
-            contrastive_weight=0.1,
-            dims=model.profile.dims,
+        objective=ObjectiveRecipe.specialisation(
+            similarity="cosine" if model.profile.normalise else "dot", dims=model.profile.dims
         ),
         steps=steps,
         batch_size=batch,

@@ -20,13 +20,13 @@ import numpy as np
 
 from drama_models.collection import Collection
 from drama_models.encoder import Encoder
-from drama_models.evaluation import evaluate
+from drama_models.evaluation import evaluate, run_lines
 from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.fusion import ranks, reciprocal_rank_fusion
 from training.augment.cross_encoder import cross_encoder_identity
 from training.augment.mine import BM25_NAME, MineRecipe, mine, search_vectors
 from training.augment.rerank import Listwise, RerankRecipe, rerank
-from training.augment.runs import read_queries, run_lines, stream_run, write_in_parts
+from training.augment.runs import read_queries, stream_run, write_in_parts
 from training.data.score_fusion import normalise_scores
 from training.specialise.findings import RankerQuality
 from training.specialise.stages import content_hash

@@ -13,6 +13,7 @@ from drama_models.collection import Collection
 from drama_models.encoder import Encoder
 from drama_models.evaluation import evaluate_per_query, read_run, write_run
 from drama_models.folders import sha256_of_file
+from drama_models.pooling import finish
 from training.augment.filter import SHOWN_CHARACTERS
 from training.augment.mine import search_vectors
 from training.specialise.findings import (
@@ -25,7 +26,7 @@ from training.specialise.findings import (
     WorstQuery,
 )
 from training.specialise.significance import compare
-from training.specialise.vectors import PassageVectors, cut
+from training.specialise.vectors import PassageVectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -125,8 +126,9 @@ def search(
         document_of: the document of each passage; None searches passages.
     """
     normalise = encoder.profile.normalise
-    asked = cut(encoder.encode_queries(list(queries.values())), dim, normalise=normalise)
-    shards = ((ids, cut(rows, dim, normalise=normalise)) for ids, rows in vectors.read())
+    # a vector that was scaled before it is cut has the direction of one that is cut first
+    asked = finish(encoder.encode_queries(list(queries.values())), dim, normalise=normalise)
+    shards = ((ids, finish(rows, dim, normalise=normalise)) for ids, rows in vectors.read())
     depth = DEPTH if document_of is None else DEPTH * PASSAGES_OF_A_DOCUMENT
     found = search_vectors(asked, shards, depth)
     return {key: _documents(hits, document_of) for key, hits in zip(queries, found, strict=True)}

@@ -10,15 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from drama_models.hardware import Precision
+from drama_models.hardware import TrainingPrecision
 from training.augment.find_queries import FoundKind
 from training.augment.generate import QueryKind
 from training.augment.llm import Endpoint
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 FEWEST_DOCUMENTS = 10
 FEWEST_TOKENS = 10  # of a passage: `chunk` leaves shorter ones out than 8, and two are its ends
@@ -102,7 +98,7 @@ class SpecialiseRecipe:
     """Of AdamW."""
     patience: int = 5
     """Training stops after so many evaluations in a row (ten in all) without a better nDCG@10 on the dev queries."""
-    precision: Precision = "auto"
+    precision: TrainingPrecision = "auto"
     """fp32, bf16 (autocast), or auto: bf16 where the processor has it."""
     seed: int = 42
     """Of every draw."""
@@ -166,9 +162,3 @@ class SpecialiseRecipe:
     def teachers(self) -> tuple[str, ...]:
         """Folders of the encoders that label."""
         return tuple(filter(None, (self.teacher,) if isinstance(self.teacher, str) else self.teacher))
-
-
-def changed_settings(before: Mapping[str, object], settings: Mapping[str, object]) -> str:
-    """Settings of an earlier run that are others now, as `name=value` of before; empty where a rerun may go on."""
-    names = [name for name in settings if name not in FREE_SETTINGS and name in before]
-    return ", ".join(f"{name}={before[name]}" for name in names if before[name] != settings[name])

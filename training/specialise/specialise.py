@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from drama_models.checkpoints import changed_settings
 from drama_models.collection import Collection
 from drama_models.errors import CollectionError, RecipeError
 from drama_models.folders import atomic_file, sha256_of_file
@@ -35,7 +36,7 @@ from training.specialise.lists import LABELS, MODEL, labellers, load_rankers, ma
 from training.specialise.measuring import AFTER, BEFORE, QuerySet, measure
 from training.specialise.queries import compared, document_of_passage, make_queries
 from training.specialise.report import write_report
-from training.specialise.settings import changed_settings
+from training.specialise.settings import FREE_SETTINGS
 from training.specialise.stages import Stages, content_hash
 from training.specialise.verdict import judge, unanswered, warn
 
@@ -142,7 +143,8 @@ def _begin(recipe: SpecialiseRecipe, folder: RunFolder) -> None:
     check_outside(recipe.out, recipe.documents)
     settings = plain_settings(recipe)
     if folder.settings.is_file():
-        was = changed_settings(json.loads(folder.settings.read_text(encoding="utf-8")), settings)
+        before = json.loads(folder.settings.read_text(encoding="utf-8"))
+        was = changed_settings(before, settings, free=FREE_SETTINGS)
         if was:
             raise RecipeError(
                 f"{recipe.out} holds a run with other settings ({was}); set them back to go on with it, or choose "

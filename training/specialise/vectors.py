@@ -14,8 +14,6 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from drama_models.bulk import MANIFEST, encode_shards, read_shards
 from drama_models.collection import Collection
 from drama_models.folders import atomic_file
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from drama_models.encoder import Encoder
@@ -89,18 +88,6 @@ class PassageVectors:
         encode_shards(
             self.encoder, documents, path.with_suffix(""), model=identity, total=len(part), show_progress=True
         )
-
-
-def cut(vectors: NDArray[np.float32], dim: int, *, normalise: bool) -> NDArray[np.float32]:
-    """The first `dim` coordinates of full-size vectors (N, D), scaled to length 1 again where the model does that.
-
-    A vector that was scaled before it is cut has the direction of one that is cut first.
-    """
-    kept = np.ascontiguousarray(vectors[:, :dim], dtype=np.float32)
-    if not normalise or dim == vectors.shape[1]:
-        return kept
-    lengths = np.linalg.norm(kept, axis=1, keepdims=True)
-    return np.asarray(kept / np.maximum(lengths, np.finfo(np.float32).tiny), dtype=np.float32)
 
 
 def _content_hash(content: str) -> str:

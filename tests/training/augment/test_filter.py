@@ -63,6 +63,7 @@ def test_examples_that_pass_are_those_of_the_rules_and_scores_are_normalised(mad
     assert 0 < len(expected) < len(first)
     examples = list(read_examples(made["recipe"]["out"] / "examples.jsonl"))
     assert [example.query_id for example in examples] == list(expected)
+    assert "category" not in (made["recipe"]["out"] / "examples.jsonl").read_text(encoding="utf-8")
     for example in examples:
         hits, (low, _, high) = expected[example.query_id][:20], bounds[int(example.query_id[1:]) % 2]
         assert example.positive_ids == [hits[0][0]]
@@ -128,3 +129,14 @@ def test_missing_files_are_named(made: dict[str, Any]) -> None:
         with pytest.raises(CollectionError, match=message):
             filter_examples(FilterRecipe(**made["recipe"] | {name: Path("absent")}))
     assert not made["recipe"]["out"].exists()
+
+
+def test_scores_are_normalised_between_their_percentiles() -> None:
+    pool = np.random.default_rng(0).normal(size=(40, 25))
+    found = Percentiles.of(pool.ravel())
+    ordered = np.sort(pool.ravel())
+    # linear interpolation at 1 % and 99 % of the 999 steps between 1,000 values: 9.99 and 989.01
+    assert found.low == pytest.approx(0.01 * ordered[9] + 0.99 * ordered[10])
+    assert found.high == pytest.approx(0.99 * ordered[989] + 0.01 * ordered[990])
+    scores = (found.low - 1, found.low, (found.low + found.high) / 2, found.high, found.high + 1)
+    assert [found.normalised(score) for score in scores] == pytest.approx([0, 0, 0.5, 1, 1])

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from drama_models import Collection
@@ -30,7 +32,7 @@ from training.augment.rerank import (
     even_limit,
     parse_order,
     rerank,
-    windows,
+    sliding_spans,
 )
 from training.augment.untrusted import neutralise
 
@@ -87,7 +89,7 @@ def test_the_best_rise_through_all_windows(tmp_path: Path, count: int) -> None:
     best = sorted(range(count), key=lambda place: -values[place])
     assert order[:10] == best[:10]  # a window hands its upper half on to the next
     assert judge.figures.incomplete == 0
-    assert len(server.bodies) == (len(windows(count, 20, 10)) if count > 1 else 0)
+    assert len(server.bodies) == (len(sliding_spans(count, 20, 10)) if count > 1 else 0)
     assert all(
         f"Order the {len(numbers(body['messages']))} passages" in body["messages"][1]["content"]
         for body in server.bodies
@@ -95,9 +97,9 @@ def test_the_best_rise_through_all_windows(tmp_path: Path, count: int) -> None:
 
 
 def test_windows_cover_a_list_from_its_end() -> None:
-    assert windows(50, 20, 10) == [(30, 50), (20, 40), (10, 30), (0, 20)]
-    assert windows(25, 20, 10) == [(5, 25), (0, 20)]
-    assert windows(7, 20, 10) == [(0, 7)]
+    assert sliding_spans(50, 20, 10) == [(30, 50), (20, 40), (10, 30), (0, 20)]
+    assert sliding_spans(25, 20, 10) == [(5, 25), (0, 20)]
+    assert sliding_spans(7, 20, 10) == [(0, 7)]
 
 
 def test_answers_that_name_too_little_keep_the_old_order_and_are_counted(tmp_path: Path) -> None:
@@ -349,6 +351,15 @@ def test_a_cross_encoder_of_few_positions_reads_what_it_can(tmp_path: Path) -> N
     stock = CrossEncoder(str(short), max_length=16, device="cpu")
     expected = stock.predict([("query", long), ("query", "b")], activation_fn=Identity())
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cross_encoder_that_is_a_pickle_is_not_loaded(cross_encoder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(cross_encoder, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelFolderError, match="pass the folder of one whose weights are safetensors"):
+        CrossEncoderReranker(str(folder), max_length=64, batch_size=2)
 
 
 def test_an_encoder_is_no_cross_encoder(cross_encoder: Path, retriever_folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import numpy as np
 import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
@@ -19,12 +18,12 @@ from training.objectives import (
     Labels,
     Listwise,
     Multilayer,
+    Objective,
     OrderedDistillation,
     RerankerDistillation,
-    Specialisation,
     WeightedSum,
 )
-from training.objectives.specialisation import ScoreRange
+from training.recipe import ObjectiveRecipe
 
 
 def scored(rows: list[list[float]], *, absent: tuple[int, ...] = ()) -> Labels:
@@ -98,7 +97,7 @@ def test_specialisation_is_divergence_plus_a_tenth_of_filtered_contrast() -> Non
     counted = [[row for row in range(B * N) if not mask[number, row]] for number in range(B)]
     contrast = plain.info_nce(query, document, known.positive.tolist(), counted, 0.01)
     expected = Listwise()(query, document, known).item() + 0.1 * contrast
-    assert Specialisation()(query, document, known).item() == pytest.approx(expected)
+    assert ObjectiveRecipe.specialisation().build()(query, document, known).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("objective", [Listwise(), RerankerDistillation(), OrderedDistillation()])
@@ -125,7 +124,7 @@ def test_lists_without_scores_are_skipped_only_where_that_was_said() -> None:
     assert query.grad is not None
     assert query.grad.abs().sum(1).gt(0).tolist() == [True, False, False, True]
     assert torch.isfinite(query.grad).all()
-    for objective in (Listwise(), OrderedDistillation(), Specialisation()):
+    for objective in (Listwise(), OrderedDistillation(), ObjectiveRecipe.specialisation().build()):
         with pytest.raises(TrainingError, match="query 1 of the batch has teacher scores for 0 of its 3 documents"):
             objective(query, document, known)
 
@@ -143,7 +142,12 @@ def test_a_batch_without_any_scores_leaves_only_the_contrast() -> None:
 def test_a_list_of_one_document_is_refused() -> None:
     query, document = embeddings()
     alone = Labels.of(positives=[0, 1], absent=[False] * 2, scores=[[1.0], [2.0]])
-    for objective in (Listwise(), Listwise(unscored="skip"), RerankerDistillation(), Specialisation()):
+    for objective in (
+        Listwise(),
+        Listwise(unscored="skip"),
+        RerankerDistillation(),
+        ObjectiveRecipe.specialisation().build(),
+    ):
         with pytest.raises(TrainingError, match="a list of one teaches nothing"):
             objective(query[:2], document[:2], alone)
     unscored = Labels.of(positives=[0, 1], absent=[False] * 2, scores=[[math.nan]] * 2)
@@ -175,24 +179,13 @@ def test_extreme_lists_stay_finite_in_bfloat16(size: float, agrees: bool) -> Non
         Listwise(student_temperature=0.5),
         RerankerDistillation(temperature=0.5),
         OrderedDistillation(temperature=0.5),
-        Specialisation(contrastive=Contrastive(temperature=0.5)),
+        WeightedSum(objectives=(Listwise(), Contrastive(temperature=0.5)), weights=(1.0, 0.1)),
     ],
 )
-def test_gradients_match_finite_differences(objective: Specialisation) -> None:
+def test_gradients_match_finite_differences(objective: Objective) -> None:
     query, document = (x.requires_grad_() for x in embeddings(dim=4))
     known = labels(absent=(2,))
     assert torch.autograd.gradcheck(lambda q, d: objective(q, d, known), (query, document))
-
-
-def test_scores_are_normalised_between_their_percentiles() -> None:
-    pool = np.random.default_rng(0).normal(size=(40, 25))
-    found = ScoreRange.of(pool)
-    ordered = np.sort(pool.ravel())
-    # linear interpolation at 1 % and 99 % of the 999 steps between 1,000 values: 9.99 and 989.01
-    assert found.low == pytest.approx(0.01 * ordered[9] + 0.99 * ordered[10])
-    assert found.high == pytest.approx(0.99 * ordered[989] + 0.01 * ordered[990])
-    normalised = found.normalise([found.low - 1, found.low, (found.low + found.high) / 2, found.high, found.high + 1])
-    assert normalised.tolist() == pytest.approx([0, 0, 0.5, 1, 1])
 
 
 def test_settings_without_sense_are_refused_with_the_fix() -> None:
@@ -202,16 +195,10 @@ def test_settings_without_sense_are_refused_with_the_fix() -> None:
         Listwise(teacher_temperature=-1)
     with pytest.raises(ValueError, match="use refuse, or skip"):
         RerankerDistillation(unscored="ignore")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"contrastive_weight=-1 must not be negative; 0\.1"):
-        Specialisation(contrastive_weight=-1)
     with pytest.raises(ValueError, match="name at least one"):
         WeightedSum(objectives=())
     with pytest.raises(ValueError, match="not all zero"):
         WeightedSum(objectives=(Contrastive(),), weights=(0.0,))
-    with pytest.raises(ValueError, match="have no range"):
-        ScoreRange.of([2.0, 2.0])
-    with pytest.raises(ValueError, match="need finite teacher scores"):
-        ScoreRange.of([2.0, math.nan])
 
 
 def test_a_rerankers_layers_are_taught_by_its_last_or_by_a_teacher() -> None:

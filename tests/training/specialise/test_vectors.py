@@ -11,8 +11,9 @@ import pytest
 
 from drama_models import Collection, Encoder
 from drama_models.bulk import MANIFEST
+from drama_models.pooling import finish
 from training.augment.mine import search_vectors
-from training.specialise.vectors import PassageVectors, cut
+from training.specialise.vectors import PassageVectors
 
 
 def write(folder: Path, texts: dict[str, str]) -> Path:
@@ -88,5 +89,5 @@ def test_cut_vectors_are_those_of_the_encoder(encoder: Encoder) -> None:
     texts = ["put two tables together", "a digest"]
     full = encoder.encode_queries(texts)
     for dim in (48, 16):
-        np.testing.assert_allclose(cut(full, dim, normalise=True), encoder.encode_queries(texts, dim=dim), atol=1e-6)
-    np.testing.assert_array_equal(cut(full, 16, normalise=False), full[:, :16])
+        np.testing.assert_allclose(finish(full, dim, normalise=True), encoder.encode_queries(texts, dim=dim), atol=1e-6)
+    np.testing.assert_array_equal(finish(full, 16, normalise=False), full[:, :16])
