@@ -131,7 +131,13 @@ class Encoder:
 
     @classmethod
     def _of_folders(
-        cls, folders: Sequence[Path], dim: int | None, max_length: int | None, computing: dict[str, Any], *, verify: bool
+        cls,
+        folders: Sequence[Path],
+        dim: int | None,
+        max_length: int | None,
+        computing: dict[str, Any],
+        *,
+        verify: bool,
     ) -> Encoder:
         """The encoder in one folder, or that of queries and that of documents in two."""
         if verify:
