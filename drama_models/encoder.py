@@ -13,6 +13,7 @@ import numpy as np
 from drama_models.arguments import checked_choice, checked_dim, checked_limit, checked_samples, checked_texts
 from drama_models.batching import budget_batches, windows
 from drama_models.errors import ModelFolderError, TextsCutWarning
+from drama_models.folders import read_whole
 from drama_models.integrity import check_settings, check_weights
 from drama_models.layout import find_folders, find_layouts
 from drama_models.model_folder import ONNX_GRAPH, fingerprint
@@ -104,7 +105,7 @@ class Encoder:
                 this reads all weights, about a second for each GiB; see `drama_models.integrity`.
 
         Raises:
-            ModelFolderError: the folder is incomplete, damaged, or cannot be found.
+            ModelFolderError: the folder is incomplete, damaged, cannot be found, or is replaced each time it is opened.
             AttentionDirectionError: its attention direction cannot be honoured.
             DimensionError: `dim` is no whole number, below 1 or above the hidden size.
             LengthError: `max_length` leaves no room for a text.
@@ -117,13 +118,32 @@ class Encoder:
         checked_choice("runtime", runtime, get_args(RuntimeName))
         checked_choice("precision", precision, get_args(Precision))
         sample_texts = checked_samples(sample_texts)
-        folders = find_folders(model, document_model, revision)
-        if verify:
-            check_settings(*folders)
-        query, document = find_layouts(*folders)
         computing: dict[str, Any] = {"runtime": runtime, "precision": precision, "sample_texts": sample_texts}
         computing |= {"device": device, "threads": threads, "compile": compile}
         computing |= {"batch_tokens": batch_tokens}
+        folders = [folder for folder in find_folders(model, document_model, revision) if folder is not None]
+        load = partial(cls._of_folders, folders, dim, max_length, computing, verify=verify)
+        encoder = read_whole(folders, load, ModelFolderError)
+        settings: dict[str, Any] = {"dim": dim, "max_length": max_length, "revision": revision, "verify": verify}
+        settings |= {"document_model": document_model and _from_anywhere(document_model)}
+        encoder.again = partial(cls.from_pretrained, _from_anywhere(model), **settings, **computing)
+        return encoder
+
+    @classmethod
+    def _of_folders(
+        cls,
+        folders: Sequence[Path],
+        dim: int | None,
+        max_length: int | None,
+        computing: dict[str, Any],
+        *,
+        verify: bool,
+    ) -> Encoder:
+        """The encoder in one folder, or that of queries and that of documents in two."""
+        if verify:
+            check_settings(*folders)
+        query, document = find_layouts(*folders)
+        runtime = computing["runtime"]
         for layout in {query, document} if verify else ():
             graph = ONNX_GRAPH if reads_graph_file(layout.backbone, runtime) else None
             check_weights(layout.root, layout.backbone, graph=graph)
@@ -135,9 +155,6 @@ class Encoder:
                 f"{query.backbone} makes vectors of {sizes[0]} numbers and {document.backbone} of {sizes[1]}; "
                 "pass the two encoders of one model."
             )
-        settings: dict[str, Any] = {"dim": dim, "max_length": max_length, "revision": revision, "verify": verify}
-        settings |= {"document_model": document_model and _from_anywhere(document_model)}
-        encoder.again = partial(cls.from_pretrained, _from_anywhere(model), **settings, **computing)
         return encoder
 
     @classmethod

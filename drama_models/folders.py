@@ -2,11 +2,13 @@
 
 A process killed while writing leaves the old folder or file as it was and a `.NAME.partial-PID-HOST` sibling, which the
 next writer of the same name on that machine removes. What a living process is writing is left alone, so that several
-may write the same name: the last one stays.
+may write the same name: the last one stays. Who opens several files of a folder that may be replaced meanwhile, and
+must not mix two, reads them through `read_whole`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -15,15 +17,21 @@ import re
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from drama_models.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from drama_models.errors import DramaError
+
+Value = TypeVar("Value")
 
 HASH_BLOCK_BYTES = 1 << 20
 PRIVATE = 0o600
+READS = 10  # of a folder that is replaced each time
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
 CACHE_VARIABLE = "DRAMA_CACHE"
 MARKS = ("provenance.json", "manifest.json", "bm25.json", "examples.jsonl", "corpus.jsonl")
 """Files of which every folder that a user lets us make holds one; it replaces none that lacks its first."""
@@ -75,6 +83,37 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_whole(folders: Sequence[Path], read: Callable[[], Value], failure: type[DramaError]) -> Value:
+    """What `read` makes of folders, never of an older and a newer one: again where one was replaced meanwhile.
+
+    Args:
+        folders: whose files are read; another process may put others in their place.
+        read: opens the files by their paths, perhaps some of them twice.
+        failure: raised where a folder was replaced every time.
+    """
+    for _ in range(READS):
+        before = [_state(folder) for folder in folders]
+        try:
+            value = read()
+        except Exception:  # whatever comes of files that do not belong together
+            if before == [_state(folder) for folder in folders]:
+                raise
+            continue
+        if before == [_state(folder) for folder in folders]:
+            return value
+    names = " or ".join(map(str, folders))
+    raise failure(f"{names} was replaced each of the {READS} times that it was opened; open it when nothing writes it.")
+
+
+def _state(folder: Path) -> tuple[int, int, int] | None:
+    """Which folder is in a place now; None where there is none."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns  # the number of a removed folder may be given again
 
 
 def cache_folder() -> Path:
@@ -213,9 +252,11 @@ def _is_alive(process: int) -> bool:
 
 
 def _replace_folder(new: Path, target: Path) -> None:
-    """Two renames, since a rename cannot replace a folder that holds something."""
+    """In one step where the system can, `new` then being the old one, for the caller to remove; else in two renames."""
+    if target.is_dir() and _exchange(new, target):
+        return
     old = _sibling(target, "replaced")
-    while True:  # another process may put its own there in between
+    while True:  # a rename cannot replace a folder that holds something, as another process may put there in between
         try:
             new.rename(target)
             break
@@ -226,3 +267,12 @@ def _replace_folder(new: Path, target: Path) -> None:
         with suppress(FileNotFoundError):
             target.rename(old)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders so that nobody ever finds none in either place; False where the system or the disk cannot."""
+    try:
+        swap = ctypes.CDLL(None).renameat2
+    except (OSError, TypeError, AttributeError):  # not Linux, or an old C library
+        return False
+    return bool(swap(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0)

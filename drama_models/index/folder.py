@@ -16,12 +16,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from drama_models.bm25 import FOLDER as BM25_FOLDER
 from drama_models.errors import IndexFolderError
-from drama_models.folders import atomic_folder, check_replaceable, sha256_of_file
+from drama_models.folders import atomic_folder, check_replaceable, read_whole, sha256_of_file
 from drama_models.index.build import read_store
 from drama_models.index.identity import ModelIdentity
 from drama_models.index.kinds import chosen_kind, settings_of
@@ -96,9 +97,14 @@ def read_index(folder: str | Path, *, verify: bool = True) -> IndexFiles:
         verify: compare the hashes of rows too, not only those of the files that are unsafe to read.
 
     Raises:
-        IndexFolderError: no index there, another format, or a file that is not the one that was written.
+        IndexFolderError: no index there, another format, a file that is not the one that was written, or another index
+            each time that it is opened.
     """
     folder = Path(folder)
+    return read_whole([folder], partial(_read_index, folder, verify=verify), IndexFolderError)
+
+
+def _read_index(folder: Path, *, verify: bool) -> IndexFiles:
     manifest = _read_manifest(folder)
     for name, expected in manifest["sha256"].items():
         path = folder / name

@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from drama_models.errors import ModelFolderError, OutputError
-from drama_models.folders import atomic_file, atomic_folder, inside, sha256_of_file, sha256_of_folder
+from drama_models.folders import atomic_file, atomic_folder, inside, read_whole, sha256_of_file, sha256_of_folder
 from drama_models.progress import ProgressLog, format_seconds
 from drama_models.provenance import chain, read_provenance, write_provenance
 
@@ -48,6 +48,7 @@ if kind == "file":
         partial.write_text("half", encoding="utf-8")
         time.sleep(600)
 if kind == "between":  # the old folder is out of the way, the new one not yet in place
+    folders._exchange = lambda *_: False  # as where the system cannot
     (target.parent / "half").mkdir()
     rename, Path.rename = Path.rename, lambda path, to: rename(path, to) if path == target else wait(path, to)
     def wait(path, to):
@@ -169,6 +170,46 @@ for number in range(100):
     first, second = ((tmp_path / "made" / name).read_text(encoding="utf-8") for name in ("a", "b"))
     assert first == second
     assert first.endswith(" 99")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a folder takes two renames to replace")
+def test_a_folder_that_is_replaced_is_never_gone(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    write(target, "folder")
+    code = """
+import sys
+from drama_models.folders import atomic_folder
+for _ in range(500):
+    with atomic_folder(sys.argv[1], scratch=True) as partial:
+        (partial / "two").touch()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(target)])
+    seen = set()
+    while process.poll() is None:
+        seen.add((target / "two").exists())
+    assert process.returncode == 0
+    assert seen == {True}
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_folder_is_read_again_where_it_was_replaced_and_its_errors_are_its_own(tmp_path: Path) -> None:
+    target, reads = tmp_path / "made", 0
+
+    def read() -> str:
+        nonlocal reads
+        reads += 1
+        if reads < 3:
+            write(target, "folder")
+        if reads == 2:
+            raise ValueError("half")
+        return (target / "two").read_text(encoding="utf-8")
+
+    assert read_whole([target], read, OutputError) == "whole"
+    assert reads == 3
+    with pytest.raises(OutputError, match=r"made was replaced each of the \d+ times that it was opened"):
+        read_whole([target], lambda: write(target, "folder"), OutputError)
+    with pytest.raises(ZeroDivisionError):
+        read_whole([target], lambda: 1 / 0, OutputError)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

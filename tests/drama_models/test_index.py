@@ -12,6 +12,7 @@ from drama_models import Encoder, Index, Retriever
 from drama_models.errors import DimensionError, IndexFolderError, IndexKindError
 from drama_models.folders import sha256_of_file
 from drama_models.index import ModelIdentity
+from drama_models.index import folder as folder_format
 from tests.conftest import TEXTS
 
 GENERATOR = np.random.default_rng(0)
@@ -121,6 +122,28 @@ def test_a_failure_while_writing_leaves_the_old_index(
         index.save(tmp_path / "my.index")
     assert {path.name: path.read_bytes() for path in (tmp_path / "my.index").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["my.index"]
+
+
+def test_an_index_that_is_replaced_while_it_is_opened_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, names = unit_vectors(50, 16), [f"d{number}" for number in range(50)]
+    for folder, order in (("my.index", 1), ("other", -1)):  # the same documents in another order
+        built = Index(16)
+        built.add(names[::order], vectors[::order])
+        built.save(tmp_path / folder)
+    other, read_store, replaced = Index.load(tmp_path / "other"), folder_format.read_store, [1]
+
+    def replaced_before_it_is_read(*arguments: object) -> object:
+        if replaced:
+            replaced.pop()
+            other.save(tmp_path / "my.index")
+        return read_store(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(folder_format, "read_store", replaced_before_it_is_read)
+    hits = Index.load(tmp_path / "my.index").search(vectors[:1], 1)
+    assert [document for document, _ in hits[0]] == ["d0"]
+    assert not replaced
 
 
 def test_retriever_finds_a_document_by_its_own_text(release_folder: Path) -> None:

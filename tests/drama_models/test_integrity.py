@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drama_models import Encoder, integrity
+from drama_models import Encoder, encoder, integrity
 from drama_models.errors import ModelFolderError
-from drama_models.folders import sha256_of_file
-from drama_models.provenance import model_files, read_provenance
+from drama_models.folders import atomic_folder, sha256_of_file
+from drama_models.provenance import model_files, read_provenance, write_provenance
+from tests.conftest import make_llama
 
 TEXT = "Put two tables together."
 CASES = [
@@ -56,6 +57,32 @@ def test_only_what_is_read_is_compared_and_nothing_where_it_is_switched_off(rele
     assert np.isfinite(changed).all()
     (release / "provenance.json").unlink()  # a folder from elsewhere
     np.testing.assert_array_equal(Encoder.from_pretrained(release).encode_queries(TEXT), changed)
+
+
+def test_a_folder_that_is_replaced_while_it_is_loaded_gives_one_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate(("old", "new")):
+        path = make_llama(tmp_path / name, seed=seed) / "tokenizer.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        numbers = content["model"]["vocab"]
+        numbers["a"], numbers["t"] = (numbers["a"], numbers["t"])[:: 1 if name == "old" else -1]
+        path.write_text(json.dumps(content), encoding="utf-8")
+        write_provenance(tmp_path / name, stage="made", recipe={}, inputs={}, figures={})
+    expected = Encoder.from_pretrained(tmp_path / "new", runtime="onnx").encode_documents("a table that tastes")
+    load_runtime, replaced = encoder.load_runtime, [1]
+
+    def replaced_before_weights_are_read(*arguments: object, **settings: object) -> object:
+        if replaced:
+            replaced.pop()
+            with atomic_folder(tmp_path / "old") as partial:
+                shutil.copytree(tmp_path / "new", partial, dirs_exist_ok=True)
+        return load_runtime(*arguments, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(encoder, "load_runtime", replaced_before_weights_are_read)
+    found = Encoder.from_pretrained(tmp_path / "old", runtime="onnx").encode_documents("a table that tastes")
+    assert not replaced
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_lost_file_and_a_damaged_record_are_said(release: Path) -> None:
