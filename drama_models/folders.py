@@ -117,10 +117,16 @@ def _state(folder: Path) -> tuple[int, int, int] | None:
 
 
 def cache_folder() -> Path:
-    """What can be made again is kept here: DRAMA_CACHE, else `drama-models` in the user's cache."""
+    """What can be made again is kept here: DRAMA_CACHE, else `drama-models` in the user's cache.
+
+    For a user without a home it is a place that can be neither read nor written, as any cache may be.
+    """
     if CACHE_VARIABLE in os.environ:
         return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drama-models"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drama-models"
+    except RuntimeError:
+        return Path(os.devnull) / "drama-models"
 
 
 def sha256_of_file(path: str | Path) -> str:

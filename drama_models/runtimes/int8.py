@@ -16,9 +16,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from drama_models.errors import PrecisionError
-from drama_models.folders import atomic_folder, cache_folder
+from drama_models.folders import atomic_folder, cache_folder, sha256_of_file
 from drama_models.hardware import processor_identity
+from drama_models.integrity import known_sha256
 from drama_models.model_folder import weight_files
+from drama_models.provenance import FILES
 from drama_models.runtimes.llama_runtime import LlamaEncoder, LlamaOnnxRuntime, read_llama
 from drama_models.runtimes.onnx_session import GRAPH_FILE, WEIGHTS_FILE, chosen_threads, kept_session
 
@@ -115,8 +117,8 @@ def _convert(
     try:
         with atomic_folder(kept, scratch=True) as partial:
             conversion.encoder(tensors, keep_in=partial)
-            sizes = {name: (partial / name).stat().st_size for name in (GRAPH_FILE, WEIGHTS_FILE)}
-            (partial / REPORT_FILE).write_text(json.dumps({"bytes": sizes, **asdict(report)}), encoding="utf-8")
+            hashes = {name: sha256_of_file(partial / name) for name in (GRAPH_FILE, WEIGHTS_FILE)}
+            (partial / REPORT_FILE).write_text(json.dumps({FILES: hashes, **asdict(report)}), encoding="utf-8")
         opened = _open(kept, threads)
     except Exception as error:  # of the disk, or ONNX Runtime's own, which share no public base class
         logger.warning("the int8 weights could not be kept in %s (%s); they are made again next time", kept, error)
@@ -129,8 +131,8 @@ def _open(kept: Path, threads: int) -> tuple[Any, Int8Report] | None:
     """A session that was kept, and its report; None where there is none, or one that is not whole."""
     try:
         recorded = json.loads((kept / REPORT_FILE).read_text(encoding="utf-8"))
-        sizes = recorded.pop("bytes")
-        if any((kept / name).stat().st_size != size for name, size in sizes.items()):
+        hashes = recorded.pop(FILES)
+        if any(known_sha256(kept / name) != hashes[name] for name in (GRAPH_FILE, WEIGHTS_FILE)):
             return None
         return kept_session(kept, threads), Int8Report(**recorded | {"kept": tuple(recorded["kept"])})
     except Exception:  # of the disk, of a damaged report, or ONNX Runtime's own: it is converted again

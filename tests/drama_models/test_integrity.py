@@ -136,3 +136,16 @@ def test_a_large_files_hash_is_remembered_until_the_file_changes(
     path.write_bytes(b"0123456781")
     assert integrity.known_sha256(path) == integrity.known_sha256(path) == sha256_of_file(path)
     assert read == ["weights"] * 4
+
+
+def test_a_user_without_a_home_has_no_cache_and_loads_all_the_same(
+    release_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for variable in ("DRAMA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.setattr(integrity, "REMEMBERED_BYTES", 0)
+    assert Encoder.from_pretrained(release_folder, runtime="onnx").encode_documents(["a"]).shape == (1, 48)

@@ -127,12 +127,12 @@ def test_an_endpoint_that_will_not_answer_ends_the_run_and_keeps_what_it_gave(
         client = ChatClient(Endpoint(url=server.url, concurrency=2, attempts=2, **FAST), tmp_path / "answers")
         with pytest.raises(EndpointError, match=message) as caught:
             list(client.ask(requests(40)))
-        assert "4 answers are kept" in str(caught.value)
+        kept = next(number for number in (4, 3) if f"{number} answers are kept" in str(caught.value))  # one on its way
         assert "the same command goes on from there" in str(caught.value)
         server.faults = lambda *_: None
         again = ChatClient(Endpoint(url=server.url, **FAST), tmp_path / "answers")
         assert len(list(again.ask(requests(40)))) == 40
-        assert again.this_run.cached == 4
+        assert again.this_run.cached == kept
     for path in tmp_path.iterdir():
         assert KEY.encode() not in path.read_bytes()
 
