@@ -17,7 +17,9 @@ from drama_models.errors import ModelFolderError
 from drama_models.integrity import known_sha256
 from drama_models.setting_kinds import SENTENCE_SETTINGS, check_kinds, check_llama_settings, without_nulls
 
-FETCHED = ("*.json", "*.safetensors", "onnx/*", "tokenizer*", "*vocab.txt")  # * also matches subfolders
+FETCHED = (  # * also matches subfolders; of several graphs only the one that can be run here
+    "*.json", "*.safetensors", "onnx/model.onnx*", "tokenizer*", "*vocab.txt", "README.md"
+)  # fmt: skip
 REFUSED = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 WEIGHTS = "model.safetensors"

@@ -8,7 +8,7 @@ a retriever of our own. The folder's code is never run and, from the hub, never 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,8 @@ class AdoptRecipe(FolderRecipe):
 
     model: str
     """Published drama folder: a path, or its name on the hub such as facebook/drama-base."""
-    license: str = field()
-    """The published model's licence identifier, which the release carries on; cc-by-nc-4.0 for facebook's."""
+    license: str = ""
+    """The published model's licence identifier, which the release carries on; what its card states by default."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     base_model: str = ""
@@ -46,7 +46,7 @@ def adopt(recipe: AdoptRecipe) -> list[Parity]:
 
     Raises:
         ModelFolderError: no drama folder, no safetensors, a client that disagrees, or golden scores that are missed.
-        RecipeError: the folder's own card names another licence.
+        RecipeError: the folder's own card names another licence, or none is given and it names none.
         DimensionError: an announced size that the model does not have.
     """
     folder = find_model_folder(recipe.model, recipe.revision)
@@ -57,6 +57,13 @@ def adopt(recipe: AdoptRecipe) -> list[Parity]:
             "a retriever trained here becomes a release by `python -m export release`."
         )
     stated = stated_license(folder)
+    if not recipe.license:
+        if stated is None:
+            raise RecipeError(f"The card of {recipe.model} states no licence; pass --license, such as cc-by-nc-4.0.")
+        try:
+            recipe = replace(recipe, license=stated)
+        except ValueError as error:  # a licence that asks for a name
+            raise RecipeError(str(error)) from None
     if stated not in (None, recipe.license):
         raise RecipeError(
             f"license={recipe.license!r}, but the card of {recipe.model} says {stated!r}, which its copies carry on; "

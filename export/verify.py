@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import tempfile
 import warnings
@@ -201,9 +202,11 @@ def _run_client(
         raise ModelFolderError(f"was not run: {MODEL_CODE.name} of {folder.name} is not the one of this project")
     with tempfile.TemporaryDirectory() as work:
         source, target = Path(work) / "batches.json", Path(work) / "vectors.npy"
+        plain = Path(work) / "release"  # transformers.js takes a folder's name for one on the hub, of few characters
+        plain.symlink_to(folder.resolve())
         source.write_text(json.dumps(batches), encoding="utf-8")
         script = str(CLIENTS_FOLDER / client.script)
-        command = [*environment.command, script, str(folder.resolve()), str(source), str(target)]
+        command = [*environment.command, script, str(plain), str(source), str(target)]
         command += [_last_word(client, graph)]
         variables = {**os.environ, **environment.variables, "HF_HUB_OFFLINE": "1", "HF_HOME": work}
         variables.pop("PYTHONPATH", None)
@@ -226,9 +229,10 @@ def _last_word(client: Client, graph: str) -> str:
 
 
 def _last_line(stderr: str) -> str:
-    """What a failed process said last."""
+    """What a failed process said last: its error, else its last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("Node.js v")]
-    return (lines or ["no message"])[-1]
+    errors = [line for line in lines if re.match(r"[\w.]*Error\b", line)]
+    return (errors or lines or ["no message"])[-1]
 
 
 def difference(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -69,10 +70,12 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(release_folder: Path) -> Iterator[tuple[str, list[str]]]:
+def hub(release_folder: Path, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     """Address of the stand-in, and the paths it was asked for."""
     asked: list[str] = []
-    handler = type("Handler", (Hub,), {"folder": release_folder, "asked": asked})
+    folder = shutil.copytree(release_folder, tmp_path / "on the hub")
+    (folder / "onnx" / "model_quantized.onnx").write_bytes(b"a graph that is not run here")
+    handler = type("Handler", (Hub,), {"folder": folder, "asked": asked})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", asked
@@ -93,7 +96,9 @@ def test_a_hub_name_loads_like_the_folder(hub: tuple[str, list[str]], release_fo
     assert json.loads(result.stdout) == json.loads(load(str(release_folder), endpoint, tmp_path).stdout)
     assert (release_folder / "modeling_drama.py").is_file()  # it is there, and was not asked for
     assert not [path for path in asked if path.endswith((".py", ".bin", ".pt"))]
-    assert [path for path in asked if path.endswith("model.onnx")]
+    graphs = {Path(path).name for path in asked if "/onnx/" in path}
+    assert graphs == {"model.onnx"}
+    assert [path for path in asked if path.endswith("/README.md")]  # it states the licence
 
 
 def test_an_unknown_name_is_one_sentence(hub: tuple[str, list[str]], tmp_path: Path) -> None:

@@ -120,11 +120,16 @@ def test_another_licence_than_the_published_one_is_refused(published: Path, tmp_
     with pytest.raises(RecipeError, match=r"pass --license cc-by-nc-4\.0"):
         adopt(recipe(published, tmp_path / "out", license="apache-2.0"))
     with pytest.raises(DimensionError, match="between 1 and the model's 64"):
-        adopt(recipe(published, tmp_path / "out", dims=(64, 128)))
+        adopt(recipe(published, tmp_path / "out", dims=(64, 128), license=""))  # the card's
     broken = Path(shutil.copytree(published, tmp_path / "broken"))
     (broken / "README.md").write_text("---\nlicense: [\n---\n", encoding="utf-8")
     with pytest.raises(DimensionError):  # the card says nothing, and the next check has its turn
         adopt(recipe(broken, tmp_path / "out", dims=(64, 128)))
+    with pytest.raises(RecipeError, match=r"states no licence; pass --license, such as cc-by-nc-4\.0"):
+        adopt(recipe(broken, tmp_path / "out", license=""))
+    (broken / "README.md").write_text("---\nlicense: llama3.2\n---\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="pass --name Llama-out"):
+        adopt(recipe(broken, tmp_path / "out", license=""))
     assert not (tmp_path / "out").exists()
 
 
