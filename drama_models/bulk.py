@@ -27,7 +27,7 @@ from drama_models.folders import atomic_file, sha256_of_file
 from drama_models.index import ModelIdentity
 from drama_models.quantisation import EIGHT_BITS, dequantise, quantise, value_ranges
 from drama_models.ray_workers import Engine
-from drama_models.tokenisation import whole_number
+from drama_models.tokenisation import checked_text, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,7 +79,8 @@ def encode_shards(
         CollectionError: `out` holds vectors of another model, size, length, precision or shard size, or a shard of it
             is damaged; or eight bits of fewer than two documents.
         OutputError: `out` holds something else.
-        ValueError: `shard_documents` is no whole number of at least 1, or there is no such engine.
+        ValueError: `shard_documents` is no whole number of at least 1, there is no such engine, or an id is no text.
+        TextError: a document is no text.
         MissingExtraError: Ray is not installed.
         ClusterError: its cluster is not there, or a worker keeps dying.
     """
@@ -97,7 +98,7 @@ def encode_shards(
     asked["max_length"] = None if by.max_length == by.profile.max_length else by.max_length
     job |= {name: value for name, value in asked.items() if value != JOB_DEFAULTS[name]}
     _check_job(out, job)
-    batches = windows(documents, shard_documents)
+    batches = windows(_checked(documents), shard_documents)
     first = next(batches, None)
     ranges = _ranges(encoder, first) if first is not None and precision in EIGHT_BITS else None
     _begin(out, job, ranges)
@@ -118,6 +119,14 @@ def encode_shards(
     manifest = job | {"model": identity.record(), "count": sum(shard["count"] for shard in shards), "shards": shards}
     _write_json(out / MANIFEST, manifest)
     return manifest
+
+
+def _checked(documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The documents, checked as they are read: a shard knows only its own places."""
+    for position, (key, content) in enumerate(documents):
+        if not isinstance(key, str):
+            raise ValueError(f"The id of document {position} is {key!r}; pass text.")
+        yield key, checked_text(content, position)
 
 
 def read_shards(folder: str | Path) -> Iterator[tuple[list[str], NDArray[np.float32]]]:

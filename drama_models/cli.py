@@ -88,7 +88,10 @@ def index(options: argparse.Namespace) -> Answer:
         collection = _relative(str(options.source), out) if options.model else None
         built = Index(manifest["dim"], identity, collection, kind=kind)
         for ids, rows in read_shards(vectors):
-            built.add(ids, rows)
+            try:
+                built.add(ids, rows)
+            except ValueError as error:  # ids that whoever made the vectors gave twice
+                raise CollectionError(f"{vectors} makes no index. {error}") from None
     bm25 = _bm25(Collection(options.source).documents(), options.bm25) if options.bm25 else None
     built.save(out, bm25=bm25)
     if options.model is not None:

@@ -20,7 +20,8 @@ import pytest
 from drama_models import Encoder
 from drama_models.bulk import encode_shards, read_manifest, read_shards
 from drama_models.bulk_ray import make_worker
-from drama_models.errors import CollectionError, MissingExtraError, ModelFolderError, TextsCutWarning
+from drama_models.cli import main
+from drama_models.errors import CollectionError, MissingExtraError, ModelFolderError, TextError, TextsCutWarning
 from drama_models.folders import sha256_of_folder
 from drama_models.quantisation import EmbeddingPrecision, quantise, value_ranges
 from tests.conftest import TEXTS
@@ -239,3 +240,24 @@ def test_an_id_that_was_changed_on_disk_is_found(encoder: Encoder, tmp_path: Pat
         list(read_shards(tmp_path))
     encode_shards(encoder, DOCUMENTS, tmp_path)
     assert sha256_of_folder(tmp_path) == before
+
+
+def test_what_is_no_text_is_named_by_its_place_among_all_documents(release_folder: Path, tmp_path: Path) -> None:
+    encoder = Encoder.from_pretrained(release_folder)
+    documents: list[Any] = [(f"d{number}", "text") for number in range(5)]
+    for wrong, error, message in (
+        (("d5", None), TextError, "Text number 5 is NoneType, not str"),
+        ((6, "text"), ValueError, "The id of document 5 is 6; pass text"),
+    ):
+        given: list[Any] = [*documents, wrong]
+        with pytest.raises(error, match=message):
+            encode_shards(encoder, given, tmp_path / "out", shard_documents=2)
+
+
+def test_an_id_that_was_given_twice_makes_no_index(
+    release_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode_shards(Encoder.from_pretrained(release_folder), [("a", "x"), ("a", "y")], tmp_path / "vectors")
+    assert main(["index", str(tmp_path / "vectors"), str(tmp_path / "index")]) == 2
+    assert "vectors makes no index. Document id 'a' is in the index already" in capsys.readouterr().err
+    assert not (tmp_path / "index").exists()

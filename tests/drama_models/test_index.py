@@ -13,6 +13,7 @@ from drama_models.errors import DimensionError, IndexFolderError, IndexKindError
 from drama_models.folders import sha256_of_file
 from drama_models.index import ModelIdentity
 from drama_models.index import folder as folder_format
+from drama_models.index.build import read_store
 from tests.conftest import TEXTS
 
 GENERATOR = np.random.default_rng(0)
@@ -132,7 +133,7 @@ def test_an_index_that_is_replaced_while_it_is_opened_is_opened_again(
         built = Index(16)
         built.add(names[::order], vectors[::order])
         built.save(tmp_path / folder)
-    other, read_store, replaced = Index.load(tmp_path / "other"), folder_format.read_store, [1]
+    other, replaced = Index.load(tmp_path / "other"), [1]
 
     def replaced_before_it_is_read(*arguments: object) -> object:
         if replaced:

@@ -14,6 +14,7 @@ from drama_models import Encoder, encoder, integrity
 from drama_models.errors import ModelFolderError
 from drama_models.folders import atomic_folder, sha256_of_file
 from drama_models.provenance import model_files, read_provenance, write_provenance
+from drama_models.runtimes.choice import load_runtime
 from tests.conftest import make_llama
 
 TEXT = "Put two tables together."
@@ -70,7 +71,7 @@ def test_a_folder_that_is_replaced_while_it_is_loaded_gives_one_model(
         path.write_text(json.dumps(content), encoding="utf-8")
         write_provenance(tmp_path / name, stage="made", recipe={}, inputs={}, figures={})
     expected = Encoder.from_pretrained(tmp_path / "new", runtime="onnx").encode_documents("a table that tastes")
-    load_runtime, replaced = encoder.load_runtime, [1]
+    replaced = [1]
 
     def replaced_before_weights_are_read(*arguments: object, **settings: object) -> object:
         if replaced:
