@@ -113,6 +113,22 @@ def sentence_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     return path, read_json(path) if path.is_file() else {}
 
 
+def tokenizer_arguments(folder: Path) -> dict[str, Any]:
+    """What sentence-transformers gives its tokenizer beyond its own files; settings as of tokenizer_config.json.
+
+    Raises:
+        ModelFolderError: the file is damaged.
+    """
+    _, settings = sentence_settings(folder)
+    arguments: dict[str, Any] = settings.get("processor_kwargs") or settings.get("tokenizer_args") or {}
+    return arguments
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there are safetensors, or a list of them; a folder may hold a graph alone."""
+    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, in shard order; a single file goes before shards, as in transformers.
 
@@ -272,7 +288,7 @@ def fingerprint(folder: Path) -> str:
     The same for every runtime of one folder; a folder without safetensors is told by its ONNX graph.
     """
     graph = folder / ONNX_GRAPH
-    weights = weight_files(folder) if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file() else [graph]
+    weights = weight_files(folder) if has_weights(folder) else [graph]
     digest = hashlib.sha256()
     for path in (folder / "config.json", tokenizer_file(folder), *weights):
         digest.update(known_sha256(path).encode())

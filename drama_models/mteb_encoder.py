@@ -18,7 +18,7 @@ import numpy as np
 from drama_models.collection import Collection, titled
 from drama_models.encoder import Encoder
 from drama_models.errors import CollectionError, MissingExtraError
-from drama_models.model_folder import ONNX_GRAPH, stated_license, tensor_shapes, weight_files
+from drama_models.model_folder import ONNX_GRAPH, has_weights, stated_license, tensor_shapes, weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -117,7 +117,8 @@ def model_meta(encoder: Encoder, name: str) -> ModelMeta:
     from mteb.types import Licenses
 
     profile, folder = encoder.profile, encoder.layout.backbone
-    shapes = {name: shape for path in weight_files(folder) for name, shape in tensor_shapes(path).items()}
+    weights = weight_files(folder) if has_weights(folder) else []
+    shapes = {name: shape for path in weights for name, shape in tensor_shapes(path).items()}
     embedding = [
         shape for name, shape in shapes.items() if name.endswith(("embed_tokens.weight", "word_embeddings.weight"))
     ]
@@ -127,8 +128,11 @@ def model_meta(encoder: Encoder, name: str) -> ModelMeta:
         loading["folder"] = str(Path(name).resolve())
     if encoder.document_encoder.folder != encoder.folder:
         loading["document_model"] = str(encoder.document_encoder.folder.resolve())
-    frameworks: list[FRAMEWORKS] = ["Sentence Transformers", "Transformers", "safetensors"]
-    if (folder / ONNX_GRAPH).is_file():
+    frameworks: list[FRAMEWORKS] = ["Sentence Transformers"]
+    if weights:
+        frameworks += ["Transformers", "safetensors"]
+    graphs = sorted(folder.glob(f"{ONNX_GRAPH}*"))  # weights may lie beside it
+    if graphs:
         frameworks.append("ONNX")
     return ModelMeta(
         loader=MtebEncoder,
@@ -137,9 +141,9 @@ def model_meta(encoder: Encoder, name: str) -> ModelMeta:
         revision=encoder.fingerprint()[:12] if local else _commit(encoder.folder),
         release_date=None,
         languages=None,
-        n_parameters=sum(map(prod, shapes.values())),
-        n_embedding_parameters=sum(map(prod, embedding)),
-        memory_usage_mb=round(sum(path.stat().st_size for path in weight_files(folder)) / 2**20, 1),
+        n_parameters=sum(map(prod, shapes.values())) or None,
+        n_embedding_parameters=sum(map(prod, embedding)) or None,
+        memory_usage_mb=round(sum(path.stat().st_size for path in weights or graphs) / 2**20, 1),
         max_tokens=profile.max_length,
         embed_dim=sorted(profile.dims) or profile.hidden_size,
         license=licence if licence in get_args(Licenses) else None,

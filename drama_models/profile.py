@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from drama_models.errors import AttentionDirectionError, ModelFolderError, PromptError
 from drama_models.layout import PAIRED_SEPARATOR, EncoderLayout, find_layouts
-from drama_models.model_folder import read_json, sentence_settings
+from drama_models.model_folder import read_json, sentence_settings, tokenizer_arguments
 from drama_models.prompts import IN_CONTEXT, INSTRUCTED, InContextExample, InstructFormat, read_format
 from drama_models.setting_kinds import SIZE
 
@@ -238,8 +238,7 @@ def _max_length(folder: Path, config: dict[str, Any], *, limit: int | None) -> i
             f"{path} sets processing_kwargs, which are not read here; set max_seq_length instead, or use "
             "sentence-transformers for this model."
         )
-    arguments = settings.get("processor_kwargs") or settings.get("tokenizer_args") or {}
-    own = arguments.get("model_max_length") or settings.get("max_seq_length")
+    own = tokenizer_arguments(folder).get("model_max_length") or settings.get("max_seq_length")
     limits = {
         path.name: own,
         "tokenizer_config.json": own or _optional(folder / "tokenizer_config.json").get("model_max_length"),

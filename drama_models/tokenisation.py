@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, normalizers
 from tokenizers.processors import TemplateProcessing
 
 from drama_models.errors import LengthError, ModelFolderError, TextError
-from drama_models.model_folder import read_json, sentence_settings, tokenizer_file
+from drama_models.model_folder import read_json, sentence_settings, tokenizer_arguments, tokenizer_file
 from drama_models.surrogates import storable
 
 if TYPE_CHECKING:
@@ -131,8 +131,8 @@ class TextTokenizer:
 
 def cuts_starts(folder: Path) -> bool:
     """Whether a folder's tokenizer keeps the end of a text that is too long, `truncation_side: left`."""
-    path = folder / CONFIG
-    return path.is_file() and read_json(path).get("truncation_side") == "left"
+    settings = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    return (settings | tokenizer_arguments(folder)).get("truncation_side") == "left"
 
 
 def load_tokenizer(folder: Path, *, set_ends: bool) -> Tokenizer:

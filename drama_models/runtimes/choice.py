@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from drama_models.errors import DeviceError, MissingExtraError, ModelFolderError
-from drama_models.model_folder import INDEX, ONNX_GRAPH, WEIGHTS, read_json, weight_files
+from drama_models.model_folder import ONNX_GRAPH, WEIGHTS, has_weights, read_json, weight_files
 from drama_models.runtimes.bert_shape import BertShape
 from drama_models.runtimes.llama_shape import LlamaShape
 from drama_models.runtimes.onnx_session import chosen_threads
@@ -191,7 +191,7 @@ def why_not_from_safetensors(folder: Path, kinds: Sequence[str] = ("llama", "ber
         folder: model folder.
         kinds: model types that would do.
     """
-    if not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
+    if not has_weights(folder):
         return f"it has no {WEIGHTS}"
     config = read_json(folder / "config.json")
     kind = config.get("model_type")

@@ -107,6 +107,14 @@ def test_meta_says_what_the_release_holds_and_loads_it_again(encoder: Encoder, r
     np.testing.assert_array_equal(loaded.encoder.encode_documents(QUERIES), encoder.encode_documents(QUERIES))
 
 
+def test_a_folder_with_a_graph_alone_has_no_count_of_parameters(release_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(release_folder, tmp_path / "graph", ignore=shutil.ignore_patterns("*.safetensors"))
+    meta = model_meta(Encoder.from_pretrained(folder), str(folder))
+    assert meta.n_parameters is None
+    assert meta.memory_usage_mb == round((folder / "onnx" / "model.onnx").stat().st_size / 2**20, 1)
+    assert "safetensors" not in meta.framework
+
+
 def test_command_takes_a_folder_as_a_task(
     release_folder: Path, graded: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

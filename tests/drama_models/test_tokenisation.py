@@ -86,6 +86,7 @@ LONG = ["read the file line by line " * 20 + "and sort all of the tables by colu
         ("sentence_bert_config.json", {"max_seq_length": 32}),
         ("sentence_bert_config.json", {"tokenizer_args": {"model_max_length": 40}}),
         ("sentence_bert_config.json", {"processor_kwargs": {"model_max_length": 40}}),
+        ("sentence_bert_config.json", {"processor_kwargs": {"truncation_side": "left"}}),
         ("sentence_roberta_config.json", {"max_seq_length": 32}),
         ("1_Pooling/config.json", None),
     ],
