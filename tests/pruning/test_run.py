@@ -134,6 +134,7 @@ def test_recovery_goes_on_with_the_shares_of_mask_learning(
     assert updates[-1]["proportions"]["short"] > 0.99
     assert backbone["recipe"]["proportions"] == updates[-1]["proportions"]
     (first, *_) = backbone["figures"]["proportion_updates"]
+    assert first["step"] == 0  # before recovery trains
     shares, losses = list(updates[-1]["proportions"].values()), list(first["losses"].values())
     assert list(first["proportions"].values()) == pytest.approx(updated_proportions(shares, losses, [9.0, 0.1]))
 
